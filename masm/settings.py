@@ -1,0 +1,317 @@
+"""params.yaml as one frozen, validated tree: the only place that settings, addresses and secrets come from."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from masm.errors import UserError
+
+Role = Literal["train", "validate", "test"]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Faces(Section):
+    """Where the real faces come from, and how the people are divided between the roles."""
+
+    source: Literal["drawn", "photographs"]
+    people: int = Field(default=0, ge=0, description="how many people to draw; photographs bring their own")
+    photographs: int = Field(default=1, ge=1, description="drawn photographs of each person")
+    folder: Path | None = Field(default=None, description="the folder of photographs")
+    person_pattern: str = Field(default=r"([^_]+)", description="its first group, matched at the name's start")
+    shares: dict[Role, Share] = Field(description="share of the people that each role gets")
+    validation_share: Share = Field(description="share of the train people kept for choosing the checkpoint")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Faces:
+        if self.source == "drawn" and self.people < 1:
+            raise ValueError("source 'drawn' needs people: a number of 1 or more")
+        if self.source == "photographs" and self.folder is None:
+            raise ValueError("source 'photographs' needs folder: the folder that holds them")
+        if set(self.shares) != {"train", "validate", "test"} or abs(sum(self.shares.values()) - 1) > 1e-6:
+            raise ValueError("shares must give train, validate and test, and add up to 1")
+        return self
+
+
+class Crop(Section):
+    """How a face becomes the square image that the detector sees; kept with the table and the model."""
+
+    detector: Literal["given", "yunet", "cascade"]
+    detector_weights: Path | None = Field(default=None, description="the YuNet file")
+    working_size: int = Field(ge=32, description="longer side of the face box when it is forged, px")
+    size: int = Field(ge=32, description="side of the crop, px")
+    margin: float = Field(ge=1, le=3, description="crop side over face box side")
+    frames: int = Field(ge=1, description="jittered crops of each photograph")
+
+    @model_validator(mode="after")
+    def _weights_given(self) -> Crop:
+        if self.detector == "yunet" and self.detector_weights is None:
+            raise ValueError("detector 'yunet' needs detector_weights: the path of its .onnx file")
+        return self
+
+
+class Dataset(Section):
+    """One face table: its role, the camera that all of it was taken with, and the forgeries in it."""
+
+    role: Role
+    camera: str
+    forgeries: tuple[str, ...] = Field(min_length=1)
+
+
+class Checks(Section):
+    """What the validate stage asks of every face table."""
+
+    min_frames: int = Field(ge=1, description="fewest frames of a video")
+    min_videos: int = Field(ge=1, description="fewest videos of each class in a dataset")
+
+
+class Backbone(Section):
+    """The pretrained vision transformer that is adapted."""
+
+    name: str = Field(description="timm's name; 'starter' for the one that ships")
+    weights: str = Field(description="'starter', 'hub' or the path of a safetensors file")
+
+
+class Adapter(Section):
+    """What of the method is not searched."""
+
+    targets: tuple[str, ...] = Field(min_length=1)
+    grouping: Literal["interleaved", "contiguous"]
+
+
+class Mask(Section):
+    """The layer mask, but for its threshold, which is searched."""
+
+    kind: Literal["none", "static", "adaptive"]
+    threshold_kind: Literal["quantile", "absolute"]
+    interval: int = Field(ge=1, description="steps from one decision to the next")
+    momentum: Share = Field(description="of the moving averages of the gradients")
+
+
+class Optimisation(Section):
+    """One run of the training loop."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=2, description="images of a step, over all workers")
+    lr: float = Field(gt=0, description="of the artifact subspaces")
+    head_lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0, description="of the head; the subspaces have none")
+    clip_norm: float = Field(gt=0)
+
+
+class Uniform(Section):
+    """A number between two bounds, on a plain or a logarithmic scale."""
+
+    type: Literal["uniform", "loguniform"]
+    lower: float
+    upper: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Uniform:
+        if not self.lower < self.upper:
+            raise ValueError(f"lower ({self.lower}) must be less than upper ({self.upper})")
+        if self.type == "loguniform" and self.lower <= 0:
+            raise ValueError(f"a logarithmic scale needs lower > 0, not {self.lower}")
+        return self
+
+
+class Choice(Section):
+    """One of some values."""
+
+    type: Literal["choice"]
+    values: tuple[int | float, ...] = Field(min_length=1)
+
+
+Range = Annotated[Uniform | Choice, Field(discriminator="type")]
+
+
+class SearchSpace(Section):
+    """The hyper-parameters that are searched; train takes the best of them and has no such keys itself."""
+
+    rank: Choice
+    subspaces: Choice
+    mask_threshold: Range
+    lambda_orth: Range
+    lambda_spec: Range
+
+
+class Search(Section):
+    """The search; it fixes its own values, so that a change of train's does not repeat it."""
+
+    trials: int = Field(ge=1)
+    concurrent: int = Field(ge=1)
+    frames: int = Field(ge=1, description="frames of each video that a trial sees")
+    optimisation: Optimisation
+    space: SearchSpace
+
+
+class Train(Optimisation):
+    """The final training run."""
+
+    workers: int = Field(ge=1)
+    max_failures: int = Field(ge=0, description="worker failures to recover from")
+    false_positive_rate: Share = Field(description="on validation, at the detector's threshold")
+
+
+class Evaluate(Section):
+    """Scoring of the test datasets."""
+
+    batch_size: int = Field(ge=1)
+    draws: int = Field(ge=100, description="bootstrap draws")
+
+
+class Pretrain(Section):
+    """How the shipped starter backbone is made (python -m pipelines.pretrain)."""
+
+    people: int = Field(ge=1)
+    photographs: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    lr: float = Field(gt=0)
+
+
+class Mlflow(Section):
+    """Where runs are recorded and models registered."""
+
+    tracking_uri: str = Field(description="MLFLOW_TRACKING_URI goes before it")
+    artifacts: str = Field(description="a folder or URI; a server with its own store ignores it")
+    experiment: str
+    model: str = Field(description="the registered model's name")
+
+
+class Ray(Section):
+    """Where the work runs."""
+
+    address: str | None = Field(default=None, description="a cluster; null starts one in the process")
+    storage: str = Field(description="an absolute path or URI that every node reaches")
+
+
+class Settings(Section):
+    """All of params.yaml. Relative paths are seen from the file's own folder, `root`."""
+
+    root: Path = Field(exclude=True)
+    code: Path
+    seed: int = Field(ge=0)
+    faces: Faces
+    crop: Crop
+    datasets: dict[str, Dataset] = Field(min_length=1)
+    checks: Checks
+    backbone: Backbone
+    adapter: Adapter
+    mask: Mask
+    search: Search
+    train: Train
+    evaluate: Evaluate
+    pretrain: Pretrain
+    mlflow: Mlflow
+    ray: Ray
+
+    @model_validator(mode="after")
+    def _names_are_free(self) -> Settings:
+        if taken := {"macro", "gain"} & set(self.datasets):
+            raise ValueError(f"a dataset cannot be named {min(taken)}: metrics.json uses the name")
+        return self
+
+    def with_role(self, role: Role) -> list[str]:
+        """The names of the datasets with this role, in the order of params.yaml."""
+        return [name for name, dataset in self.datasets.items() if dataset.role == role]
+
+    def table(self, dataset: str) -> Path:
+        """The folder of a dataset's face table."""
+        return self.root / "data" / self.datasets[dataset].role / dataset
+
+    def path(self, value: str | Path) -> Path:
+        """A path of params.yaml, made absolute."""
+        return (self.root / Path(value).expanduser()).resolve()
+
+
+def load_settings(path: Path | str = "params.yaml") -> Settings:
+    """Read params.yaml; RAY_ADDRESS and MLFLOW_TRACKING_URI go before the addresses in it.
+
+    Raises:
+        UserError: the file is missing or no YAML, or a key is unknown, missing or has a wrong value; all
+            faults are named at once.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError:
+        raise UserError(f"{path} cannot be read: run this where a params.yaml is, or give its path.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold sections such as `datasets:`; it holds {tree!r}.")
+    if "root" in tree:
+        raise UserError(f"{path}: root: not a setting; it is the folder of the file itself.")
+    try:
+        settings = Settings.model_validate({**tree, "root": path.resolve().parent})
+    except ValidationError as error:
+        raise UserError(_explain(path, error)) from None
+    return _with_environment(settings)
+
+
+def _with_environment(settings: Settings) -> Settings:
+    """Addresses that the environment gives; a relative SQLite file is seen from params.yaml's folder."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or settings.mlflow.tracking_uri
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        uri = f"sqlite:///{settings.path(uri.removeprefix('sqlite:///'))}"
+    artifacts = settings.mlflow.artifacts
+    if "://" not in artifacts:
+        artifacts = str(settings.path(artifacts))
+    storage = settings.ray.storage
+    if "://" not in storage:
+        storage = str(settings.path(storage))
+    address = os.environ.get("RAY_ADDRESS") or settings.ray.address
+    return settings.model_copy(
+        update={
+            "mlflow": settings.mlflow.model_copy(update={"tracking_uri": uri, "artifacts": artifacts}),
+            "ray": settings.ray.model_copy(update={"address": address, "storage": storage}),
+        }
+    )
+
+
+def fingerprint(*parts: Any) -> str:
+    """Twelve hex digits that stand for these sections and values: the name of the work in progress."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    """One line for each fault: where, what, and for an unknown key the nearest known one."""
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or "the file"
+        if fault["type"] == "extra_forbidden":
+            lines.append(f"{path}: {where}: unknown setting{_nearest(fault['loc'])}")
+        elif fault["type"] == "missing":
+            lines.append(f"{path}: {where}: this setting is missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {where}: {message} (it is {fault['input']!r})"[:300])
+    return "\n".join(lines)
+
+
+def _nearest(location: tuple[int | str, ...]) -> str:
+    """A hint for a misspelt key; searched keys in train are named as such."""
+    *parents, key = [str(part) for part in location]
+    if parents[:1] == ["train"] and key in SearchSpace.model_fields:
+        return f"; {key} is searched: set its range in search.space"
+    section: Any = Settings
+    for parent in parents:
+        field = getattr(section, "model_fields", {}).get(parent)
+        section = field.annotation if field else Dataset if section is not Dataset else section
+    near = difflib.get_close_matches(key, getattr(section, "model_fields", {}), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]}?" if near else "; remove it"

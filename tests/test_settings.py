@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from masm.errors import UserError
+from masm.settings import fingerprint, load_settings
+from tests.conftest import ROOT
+
+
+def write(folder: Path, change: dict[str, Any] | None = None, remove: str | None = None) -> Path:
+    """The repository's params.yaml with some dotted keys set, or one removed."""
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in (change or {}).items():
+        *sections, leaf = key.split(".")
+        node = tree
+        for section in sections:
+            node = node[section]
+        node[leaf] = value
+    if remove:
+        del tree[remove]
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def test_the_shipped_file_loads() -> None:
+    settings = load_settings(ROOT / "params.yaml")
+    assert settings.with_role("train") == ["swap", "reenact"]
+    assert settings.with_role("validate") == ["selfblend"]
+    assert settings.table("denoise") == ROOT / "data" / "test" / "denoise"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("train.lrr", 1e-3, "train.lrr: unknown setting; did you mean lr?"),
+        ("serach", {}, "serach: unknown setting; did you mean search?"),
+        ("train.rank", 4, "train.rank: unknown setting; rank is searched: set its range in search.space"),
+        ("search.space.rnk", {"type": "choice", "values": [1]}, "search.space.rnk: unknown setting; did you mean rank?"),
+        ("search.optimisation.epoch", 1, "search.optimisation.epoch: unknown setting; did you mean epochs?"),
+        ("datasets.swap.rol", "train", "datasets.swap.rol: unknown setting; did you mean role?"),
+        ("datasets.swap.role", "testing", "datasets.swap.role"),
+        ("train.epochs", 0, "train.epochs: Input should be greater than or equal to 1 (it is 0)"),
+        ("crop.detector", "yunet", "crop: detector 'yunet' needs detector_weights"),
+        ("faces.shares", {"train": 0.5, "validate": 0.1, "test": 0.1}, "shares must give train, validate and test"),
+        ("search.space.lambda_orth", {"type": "loguniform", "lower": 0, "upper": 1}, "needs lower > 0"),
+        ("search.space.lambda_orth", {"type": "uniform", "lower": 2, "upper": 1}, "must be less than upper"),
+        ("root", "/", "root: not a setting"),
+    ],
+)
+def test_a_wrong_setting_is_named(tmp_path: Path, key: str, value: Any, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_settings(write(tmp_path, {key: value}))
+    assert says in str(caught.value)
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_settings(write(tmp_path, {"train.lrr": 1, "crop.sise": 2}, remove="mlflow"))
+    message = str(caught.value)
+    assert "train.lrr" in message
+    assert "crop.sise" in message
+    assert "mlflow: this setting is missing" in message
+
+
+def test_no_file_and_no_yaml(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read"):
+        load_settings(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_settings(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("just words")
+    with pytest.raises(UserError, match="must hold sections"):
+        load_settings(tmp_path / "params.yaml")
+
+
+def test_addresses_are_absolute_and_the_environment_goes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    path = write(tmp_path, {"mlflow.tracking_uri": "sqlite:///below/mlflow.db", "ray.storage": "runs"})
+    settings = load_settings(path)
+    assert settings.mlflow.tracking_uri == f"sqlite:///{tmp_path}/below/mlflow.db"
+    assert settings.ray.storage == str(tmp_path / "runs")
+    assert settings.ray.address is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
+    monkeypatch.setenv("RAY_ADDRESS", "ray-head:6379")
+    settings = load_settings(path)
+    assert settings.mlflow.tracking_uri == "http://tracking:5000"
+    assert settings.ray.address == "ray-head:6379"
+
+
+def test_fingerprint_depends_on_every_setting(tmp_path: Path) -> None:
+    former = load_settings(write(tmp_path)).train
+    changed = load_settings(write(tmp_path, {"train.weight_decay": 0.02})).train
+    assert fingerprint(former) == fingerprint(load_settings(write(tmp_path)).train)
+    assert fingerprint(former) != fingerprint(changed)
+    assert fingerprint(former, "a") != fingerprint(former, "b")
