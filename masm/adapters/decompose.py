@@ -1,0 +1,48 @@
+"""The singular value decomposition of a pretrained weight into a frozen part and artifact subspaces.
+
+Stated in the abstract of MASM (arXiv 2601.01041): each pretrained weight is split by SVD into a frozen
+semantic principal subspace and several learnable artifact subspaces. That these are the smallest
+triplets, dealt out in groups, is ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Split:
+    """One weight W (m, n) as semantic + sum_k U_k diag(s_k) V_k^T, in float64 on the CPU.
+
+    U (m, K r), s (K r) and V (n, K r) hold the K groups one after the other, each with its r triplets
+    in descending order.
+    """
+
+    semantic: Tensor
+    U: Tensor
+    s: Tensor
+    V: Tensor
+
+
+def split(weight: Tensor, subspaces: int, rank: int, grouping: str) -> Split:
+    """Split `weight` (m, n) into its semantic part and `subspaces` groups of `rank` smallest triplets.
+
+    The semantic part is the weight less these triplets: summing up the large ones instead would lose
+    precision. Needs subspaces x rank <= min(m, n) and a finite weight.
+    """
+    exact = weight.detach().to("cpu", torch.float64)
+    U, S, Vh = torch.linalg.svd(exact, full_matrices=False)
+    order = artifact_order(len(S), subspaces, rank, grouping)
+    U, s, V = U[:, order], S[order], Vh[order].T
+    return Split(exact - (U * s) @ V.T, U, s, V)
+
+
+def artifact_order(triplets: int, subspaces: int, rank: int, grouping: str) -> Tensor:
+    """Indices (K r,) of the smallest of `triplets` descending singular triplets, group after group."""
+    smallest = torch.arange(triplets - subspaces * rank, triplets)
+    if grouping == "contiguous":
+        return smallest
+    return smallest.reshape(rank, subspaces).T.flatten()
