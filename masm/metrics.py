@@ -1,0 +1,213 @@
+"""Numbers from labels and scores: pure functions of arrays (label 0 real, 1 fake; a high score says fake).
+
+A figure that needs both classes is NaN where one is missing; whoever prints it says "undefined".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import rankdata
+
+from masm.errors import UserError
+
+CHUNK_CELLS = 1 << 18  # draws x samples that are in memory at a time: 2 MB stay in a core's cache
+TEMPERATURES = (0.05, 100.0)  # beyond these a fit says that the data hold no information
+
+
+class Curve(NamedTuple):
+    """The ROC curve from (0, 0) to (1, 1): one point per distinct score, thresholds falling from infinity."""
+
+    false_positive_rate: np.ndarray
+    true_positive_rate: np.ndarray
+    thresholds: np.ndarray
+
+
+def both_classes(labels: np.ndarray) -> bool:
+    """Whether reals and fakes are both there."""
+    return bool(np.any(labels == 1) and np.any(labels == 0))
+
+
+def area_under_curve(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Area under the ROC curve as the Mann-Whitney statistic of mid-ranks: ties count one half."""
+    if not both_classes(labels):
+        return math.nan
+    fakes = int(np.sum(labels == 1))
+    reals = len(labels) - fakes
+    rank_sum = float(rankdata(scores)[labels == 1].sum())
+    return (rank_sum - fakes * (fakes + 1) / 2) / (fakes * reals)
+
+
+def roc_curve(labels: np.ndarray, scores: np.ndarray) -> Curve:
+    """The ROC curve, both classes needed; predicted fake where score >= threshold."""
+    order = np.argsort(-scores, kind="stable")
+    labels, scores = labels[order], scores[order]
+    last_of_ties = np.flatnonzero(np.append(np.diff(scores) != 0, True))
+    true_positives = np.cumsum(labels)[last_of_ties]
+    false_positives = last_of_ties + 1 - true_positives
+    return Curve(
+        np.append(0.0, false_positives / false_positives[-1]),
+        np.append(0.0, true_positives / true_positives[-1]),
+        np.append(np.inf, scores[last_of_ties]),
+    )
+
+
+def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
+    """Mean of the precision over the recall steps, without interpolation."""
+    if not both_classes(labels):
+        return math.nan
+    curve = roc_curve(labels, scores)
+    true_positives = curve.true_positive_rate[1:] * np.sum(labels == 1)
+    false_positives = curve.false_positive_rate[1:] * np.sum(labels == 0)
+    precision = true_positives / (true_positives + false_positives)
+    return float(np.sum(np.diff(curve.true_positive_rate) * precision))
+
+
+def equal_error_rate(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The error where misses equal false alarms, on the ROC curve joined by straight lines."""
+    if not both_classes(labels):
+        return math.nan
+    false_positive_rate, true_positive_rate, _ = roc_curve(labels, scores)
+    gap = false_positive_rate - (1 - true_positive_rate)  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    share = -gap[after - 1] / (gap[after] - gap[after - 1])
+    step = false_positive_rate[after] - false_positive_rate[after - 1]
+    return float(false_positive_rate[after - 1] + share * step)
+
+
+def true_positive_rate_at(labels: np.ndarray, scores: np.ndarray, false_positive_rate: float) -> float:
+    """The best true positive rate of a threshold whose false positive rate is at most the one given."""
+    if not both_classes(labels):
+        return math.nan
+    curve = roc_curve(labels, scores)
+    return float(curve.true_positive_rate[curve.false_positive_rate <= false_positive_rate].max())
+
+
+def balanced_accuracy(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
+    """Mean of the accuracy on reals and on fakes; predicted fake where score >= threshold."""
+    if not both_classes(labels):
+        return math.nan
+    predicted = scores >= threshold
+    return float((predicted[labels == 1].mean() + (~predicted[labels == 0]).mean()) / 2)
+
+
+def choose_threshold(labels: np.ndarray, scores: np.ndarray, false_positive_rate: float) -> float:
+    """The lowest threshold that calls at most this share of the reals fake (fake where score >= threshold).
+
+    It lies half way to the next score above, so that rounding on another device does not move a decision.
+    """
+    reals = np.sort(scores[labels == 0])[::-1]
+    if len(reals) == 0 or not 0 <= false_positive_rate < 1:
+        raise UserError(
+            f"A threshold needs real validation samples (there are {len(reals)}) and a false positive rate "
+            f"from 0 to below 1 (it is {false_positive_rate}): check the validation split and the settings."
+        )
+    # The small addend keeps 0.07 x 100 = 7.000000000000001 and 0.29 x 100 = 28.999999999999996 at 7 and 29.
+    highest_called_real = float(reals[math.floor(false_positive_rate * len(reals) + 1e-9)])
+    above = scores[scores > highest_called_real]
+    just_above = float(np.nextafter(highest_called_real, np.inf))
+    return max(just_above, (highest_called_real + float(above.min())) / 2) if len(above) else just_above
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Probability of fake = sigmoid(logit / temperature + bias)."""
+
+    temperature: float = 1.0
+    bias: float = 0.0
+
+    def probability(self, logits: np.ndarray) -> np.ndarray:
+        """Calibrated probabilities in [0, 1], the shape of `logits`."""
+        return np.asarray(expit(np.asarray(logits, dtype=np.float64) / self.temperature + self.bias))
+
+
+def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
+    """Maximum-likelihood temperature and bias on held-out data (Platt, 1999).
+
+    Platt's targets (n + 1) / (n + 2) and 1 / (n + 2) keep the optimum finite where the classes are separable;
+    a negative slope is not allowed, since calibration must not turn a detector round.
+    """
+    if not both_classes(labels):
+        raise UserError("Calibration needs reals and fakes in the validation split: it has one class only.")
+    fakes = int(np.sum(labels == 1))
+    reals = len(labels) - fakes
+    targets = np.where(labels == 1, (fakes + 1) / (fakes + 2), 1 / (reals + 2))
+    logits = np.asarray(logits, dtype=np.float64)
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        z = parameters[0] * logits + parameters[1]
+        error = expit(z) - targets
+        value = float(np.mean(np.logaddexp(0, z) - targets * z))
+        return value, np.array([np.mean(error * logits), np.mean(error)])
+
+    slopes = (1 / TEMPERATURES[1], 1 / TEMPERATURES[0])
+    options = {"ftol": 1e-15, "gtol": 1e-10}
+    fit = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[slopes, (None, None)], options=options)
+    return Calibration(temperature=float(1 / fit.x[0]), bias=float(fit.x[1]))
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+    """Mean gap of stated probability and share of fakes over equal-width bins, weighted by their counts."""
+    if len(labels) == 0:
+        return math.nan
+    index = np.minimum((probabilities * bins).astype(int), bins - 1)
+    gap = np.bincount(index, weights=labels - probabilities, minlength=bins)
+    return float(np.abs(gap).sum() / len(labels))
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one AUC is computed from: (n,) labels, (n,) scores, and (n,) names of the clusters to resample."""
+
+    labels: np.ndarray
+    scores: np.ndarray
+    clusters: np.ndarray
+
+
+def resampling_weights(clusters: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws, clusters) multinomial counts: how often each cluster was drawn, with replacement."""
+    drawn = rng.integers(clusters, size=(draws, clusters), dtype=np.int32)
+    drawn += np.arange(draws, dtype=np.int32)[:, None] * np.int32(clusters)
+    return np.bincount(drawn.ravel(), minlength=draws * clusters).reshape(draws, clusters)
+
+
+def weighted_areas(labels: np.ndarray, scores: np.ndarray, clusters: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(draws,) AUCs in which item i counts `weights[:, clusters[i]]` times; NaN where a class has no weight.
+
+    Each fake beats the weight of the reals below it and half of that at its score: one cumulative sum over
+    the sorted reals serves all fakes, exactly, ties included.
+    """
+    reals, fakes = np.flatnonzero(labels == 0), np.flatnonzero(labels == 1)
+    reals = reals[np.argsort(scores[reals])]
+    fakes = fakes[np.argsort(scores[fakes])]  # neighbours in memory are neighbours in score: fewer cache misses
+    below = np.searchsorted(scores[reals], scores[fakes], side="left")
+    up_to = np.searchsorted(scores[reals], scores[fakes], side="right")
+    weight_below = np.zeros((len(weights), len(reals) + 1))
+    np.cumsum(weights.take(clusters[reals], axis=1), axis=1, out=weight_below[:, 1:])
+    fake_weights = weights.take(clusters[fakes], axis=1).astype(np.float64)
+    beaten = np.einsum("df,df->d", fake_weights, weight_below.take(below, axis=1))
+    beaten_or_tied = np.einsum("df,df->d", fake_weights, weight_below.take(up_to, axis=1))
+    pairs = fake_weights.sum(axis=1) * weight_below[:, -1]
+    with np.errstate(invalid="ignore"):
+        return (beaten + beaten_or_tied) / (2 * pairs)
+
+
+def bootstrap_areas(samples: Sequence[Sample], draws: int, rng: np.random.Generator) -> np.ndarray:
+    """(draws, len(samples)) bootstrap AUCs; a cluster in several samples is drawn in all of them at once."""
+    names = pd.unique(np.concatenate([sample.clusters for sample in samples]))
+    indexed = [pd.Index(names).get_indexer(sample.clusters) for sample in samples]
+    widest = max(len(names), *(len(sample.labels) for sample in samples))
+    chunk = max(1, CHUNK_CELLS // widest)
+    areas = np.empty((draws, len(samples)))
+    for start in range(0, draws, chunk):
+        weights = resampling_weights(len(names), min(chunk, draws - start), rng)
+        for column, (sample, clusters) in enumerate(zip(samples, indexed, strict=True)):
+            areas[start : start + chunk, column] = weighted_areas(sample.labels, sample.scores, clusters, weights)
+    return areas

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sklearn_metrics
+from sklearn.linear_model import LogisticRegression
+
+from masm.errors import UserError
+from masm.metrics import (
+    Sample,
+    area_under_curve,
+    average_precision,
+    balanced_accuracy,
+    bootstrap_areas,
+    choose_threshold,
+    equal_error_rate,
+    expected_calibration_error,
+    fit_calibration,
+    resampling_weights,
+    roc_curve,
+    true_positive_rate_at,
+    weighted_areas,
+)
+
+
+def count_pairs(labels: np.ndarray, scores: np.ndarray) -> float:
+    """AUC by its definition: the share of (fake, real) pairs in the right order."""
+    fakes, reals = scores[labels == 1], scores[labels == 0]
+    wins = [1.0 if fake > real else 0.5 if fake == real else 0.0 for fake in fakes for real in reals]
+    return sum(wins) / len(wins)
+
+
+@st.composite
+def tied_samples(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """Both classes, few distinct scores, so that ties within and between classes are common."""
+    extra = draw(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), max_size=40))
+    rows = [(0, draw(st.integers(0, 6))), (1, draw(st.integers(0, 6))), *extra]
+    labels, scores = np.array(rows).T
+    return labels, scores / 6
+
+
+@given(tied_samples())
+def test_curve_figures_equal_scikit_learn_with_ties(sample: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, scores = sample
+    assert area_under_curve(labels, scores) == pytest.approx(count_pairs(labels, scores), abs=1e-12)
+    assert area_under_curve(labels, scores) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
+    assert average_precision(labels, scores) == pytest.approx(sklearn_metrics.average_precision_score(labels, scores))
+    expected = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
+    for ours, theirs in zip(roc_curve(labels, scores), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs)
+
+
+@given(tied_samples())
+def test_equal_error_rate_lies_on_the_curve_where_misses_equal_false_alarms(
+    sample: tuple[np.ndarray, np.ndarray],
+) -> None:
+    curve = roc_curve(*sample)
+    rate = equal_error_rate(*sample)
+    # The curve crosses the anti-diagonal once: walk densely along its straight pieces.
+    t = np.linspace(0, len(curve.thresholds) - 1, 20_001)
+    steps = np.arange(len(curve.thresholds))
+    x, y = np.interp(t, steps, curve.false_positive_rate), np.interp(t, steps, curve.true_positive_rate)
+    nearest = int(np.argmin(np.abs(x + y - 1)))
+    assert rate == pytest.approx(x[nearest], abs=2e-3)
+
+
+def test_equal_error_rate_of_a_known_case() -> None:
+    labels = np.array([0] * 10 + [1] * 10)
+    scores = np.concatenate([np.arange(10), np.arange(8, 18)])  # real 8, 9 tie with fake 8, 9
+    assert equal_error_rate(labels, scores + np.where(labels == 1, 0.5, 0)) == pytest.approx(0.1)
+    assert equal_error_rate(labels, np.where(labels == 1, 1.0, 0.0)) == 0
+    assert equal_error_rate(labels, np.where(labels == 1, 0.0, 1.0)) == 1
+
+
+@given(tied_samples(), st.sampled_from([0.0, 0.1, 0.25, 0.5]))
+def test_operating_points_equal_a_search_over_all_thresholds(
+    sample: tuple[np.ndarray, np.ndarray], limit: float
+) -> None:
+    labels, scores = sample
+    candidates = np.append(np.unique(scores), np.inf)
+    rates = [((scores >= t)[labels == 0].mean(), (scores >= t)[labels == 1].mean()) for t in candidates]
+    best = max(hit for false_alarm, hit in rates if false_alarm <= limit)
+    assert true_positive_rate_at(labels, scores, limit) == pytest.approx(best)
+    threshold = choose_threshold(labels, scores, limit)
+    assert (scores >= threshold)[labels == 0].mean() <= limit
+    assert (scores >= threshold)[labels == 1].mean() == pytest.approx(best)
+    assert balanced_accuracy(labels, scores, threshold) == pytest.approx(
+        sklearn_metrics.balanced_accuracy_score(labels, scores >= threshold)
+    )
+
+
+def test_threshold_counts_shares_that_floating_point_cannot_hold() -> None:
+    labels, scores = np.zeros(100, dtype=int), np.arange(100) / 100
+    assert (scores >= choose_threshold(labels, scores, 0.29)).sum() == 29
+    assert (scores >= choose_threshold(labels, scores, 0.0)).sum() == 0
+
+
+def test_threshold_keeps_away_from_the_scores() -> None:
+    threshold = choose_threshold(np.array([0, 0, 1]), np.array([0.2, 0.4, 0.8]), 0.0)
+    assert threshold == pytest.approx(0.6)
+
+
+def test_threshold_without_reals_is_the_users_mistake() -> None:
+    with pytest.raises(UserError, match="real validation samples"):
+        choose_threshold(np.ones(3), np.arange(3.0), 0.05)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_is_undefined(label: int) -> None:
+    labels, scores = np.full(4, label), np.arange(4.0)
+    figures = [
+        area_under_curve(labels, scores),
+        average_precision(labels, scores),
+        equal_error_rate(labels, scores),
+        true_positive_rate_at(labels, scores, 0.1),
+        balanced_accuracy(labels, scores, 0.5),
+    ]
+    assert all(math.isnan(figure) for figure in figures)
+
+
+def test_calibration_recovers_the_distortion_of_true_log_odds() -> None:
+    rng = np.random.default_rng((5, 1))
+    log_odds = rng.normal(0, 2, 40_000)
+    labels = (rng.random(40_000) < 1 / (1 + np.exp(-log_odds))).astype(int)
+    calibration = fit_calibration(labels, 3 * (log_odds - 0.5))
+    assert calibration.temperature == pytest.approx(3, rel=0.05)
+    assert calibration.bias == pytest.approx(0.5, abs=0.05)
+    raw = 1 / (1 + np.exp(-3 * (log_odds - 0.5)))
+    after = expected_calibration_error(labels, calibration.probability(3 * (log_odds - 0.5)))
+    assert after < 0.01 < 0.05 < expected_calibration_error(labels, raw)
+
+
+def test_calibration_equals_unpenalised_logistic_regression_on_large_data() -> None:
+    rng = np.random.default_rng((5, 2))
+    labels = rng.integers(0, 2, 20_000)
+    logits = rng.normal(4 * labels - 1, 3)
+    reference = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, None], labels)
+    calibration = fit_calibration(labels, logits)
+    assert 1 / calibration.temperature == pytest.approx(reference.coef_[0, 0], rel=2e-3)
+    assert calibration.bias == pytest.approx(reference.intercept_[0], abs=5e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_calibration_of_separable_or_reversed_data_stays_finite_and_never_turns_round(scale: float) -> None:
+    labels = np.array([0] * 20 + [1] * 20)
+    logits = scale * np.linspace(-1, 1, 40)
+    for logit in (logits, -logits):
+        calibration = fit_calibration(labels, logit)
+        probability = calibration.probability(logit)
+        assert calibration.temperature > 0
+        assert np.isfinite(calibration.bias)
+        assert np.all((probability >= 0) & (probability <= 1))
+    # Platt's targets: 40 separable samples never justify more certainty than 21 / 22 on average.
+    sure = fit_calibration(labels, logits).probability(logits)
+    assert sure[labels == 1].mean() <= 21 / 22 + 1e-3
+
+
+def test_calibration_needs_both_classes() -> None:
+    with pytest.raises(UserError, match="one class"):
+        fit_calibration(np.ones(5), np.arange(5.0))
+
+
+def test_calibration_error_of_a_known_case() -> None:
+    labels = np.array([0, 1, 1, 1])
+    probabilities = np.array([0.05, 0.05, 0.95, 1.0])
+    expected = 0.5 * abs(0.5 - 0.05) + 0.5 * abs(1 - 0.975)
+    assert expected_calibration_error(labels, probabilities, bins=10) == pytest.approx(expected)
+
+
+def clustered_sample(seed: int, people: int, tied: bool) -> Sample:
+    rng = np.random.default_rng((seed, people))
+    clusters = rng.integers(people, size=6 * people)
+    labels = rng.integers(0, 2, 6 * people)
+    scores = rng.normal(labels, 1.5)
+    names = np.array([f"person {index}" for index in clusters], dtype=object)
+    return Sample(labels, np.round(scores, 1) if tied else scores, names)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weighted_areas_equal_a_slow_loop_over_repeated_samples(tied: bool) -> None:
+    sample = clustered_sample(1, 9, tied)
+    names, clusters = np.unique(sample.clusters, return_inverse=True)
+    weights = resampling_weights(len(names), 30, np.random.default_rng((3,)))
+    assert np.all(weights.sum(axis=1) == len(names))
+    fast = weighted_areas(sample.labels, sample.scores, clusters, weights)
+    for weight, area in zip(weights, fast, strict=True):
+        drawn = np.repeat(np.arange(len(clusters)), weight[clusters])
+        assert area == pytest.approx(count_pairs(sample.labels[drawn], sample.scores[drawn]), abs=1e-12)
+
+
+def test_bootstrap_does_not_depend_on_the_size_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [clustered_sample(1, 9, True), clustered_sample(2, 7, False)]
+    whole = bootstrap_areas(samples, 50, np.random.default_rng((0,)))
+    monkeypatch.setattr("masm.metrics.CHUNK_CELLS", 540)
+    np.testing.assert_array_equal(bootstrap_areas(samples, 50, np.random.default_rng((0,))), whole)
+
+
+def test_a_draw_that_loses_a_class_is_undefined() -> None:
+    weights = np.array([[2, 0], [1, 1]])
+    areas = weighted_areas(np.array([0, 1]), np.array([0.1, 0.9]), np.array([0, 1]), weights)
+    assert math.isnan(areas[0])
+    assert areas[1] == 1
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 40), st.integers(0, 1000))
+def test_resampling_weights_are_draws_with_replacement(clusters: int, seed: int) -> None:
+    weights = resampling_weights(clusters, 400, np.random.default_rng((seed,)))
+    assert weights.shape == (400, clusters)
+    assert np.all(weights.sum(axis=1) == clusters)
+    assert weights.mean(axis=0) == pytest.approx(np.ones(clusters), abs=0.35)
+    assert weights.var() == pytest.approx(1 - 1 / clusters, rel=0.25)
+
+
+def test_ten_thousand_draws_of_five_thousand_videos_are_quick() -> None:
+    rng = np.random.default_rng((0,))
+    labels = rng.integers(0, 2, 5000)
+    sample = Sample(labels, rng.normal(labels), np.arange(5000).astype(str).astype(object))
+    start = time.perf_counter()
+    areas = bootstrap_areas([sample], 10_000, rng)
+    assert time.perf_counter() - start < 6  # 0.4 s on an idle core; the rest is room for busy machines
+    assert areas.mean() == pytest.approx(area_under_curve(labels, sample.scores), abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("per_person", [1, 6])
+def test_interval_covers_the_truth(per_person: int) -> None:
+    """95 % intervals over persons hold although a person's videos share most of their deviation."""
+    rng = np.random.default_rng((11, per_person))
+    truth = 0.5 * (1 + math.erf(1.2 / 2))  # P(N(1.2, 2) > 0): two unit normals 1.2 apart
+    covered = 0
+    for _ in range(1000):
+        person = np.repeat(np.arange(120), per_person)
+        labels = person % 2
+        shared, own = rng.normal(size=120)[person], rng.normal(size=len(person))
+        scores = math.sqrt(0.8) * shared + math.sqrt(0.2) * own + 1.2 * labels
+        sample = Sample(labels, scores, person.astype(str).astype(object))
+        low, high = np.percentile(bootstrap_areas([sample], 1000, rng), [2.5, 97.5])
+        covered += bool(low <= truth <= high)
+    assert 0.93 <= covered / 1000 <= 0.97

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from masm.evaluation import evaluate, paired_bootstrap
+from masm.plots import free_shares
+from masm.report import DatasetCard, ReportInputs, flatten, signed, write_report
+from masm.scorecard import number
+from tests.test_evaluation import make_scores
+
+
+def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> ReportInputs:
+    methods = {"phone": ("swap", "reenact")}
+    scores = {
+        "adapted": pd.concat([make_scores(n, methods.get(n, (n,)), seed=i) for i, n in enumerate(names)]),
+        "probe": pd.concat([make_scores(n, methods.get(n, (n,)), quality=0.5, seed=i) for i, n in enumerate(names)]),
+    }
+    rng = np.random.default_rng((1,))
+    layers = [f"blocks.{b}.{kind}" for b in range(6) for kind in ("attn.qkv.q", "attn.qkv.v", "mlp.fc1")]
+    trials = pd.DataFrame(
+        {
+            "trial": range(12),
+            "score": [*rng.uniform(0.7, 0.95, 11), np.nan],
+            "rank": rng.choice([4, 8, 16], 12),
+            "lambda_orth": 10 ** rng.uniform(-2, 1, 12),
+            "grouping": rng.choice(["interleaved", "contiguous"], 12),
+            "subspaces": 4,
+        }
+    )
+    return ReportInputs(
+        model="MASM adapter on the starter backbone",
+        verdict="Promoted: mean video AUC rises by 0.15 over the champion.",
+        scores=scores,
+        scorecards={name: evaluate(table, threshold=0.6, draws=300) for name, table in scores.items()},
+        differences={
+            **{n: paired_bootstrap(scores["adapted"], scores["probe"], [n], draws=300) for n in names},
+            "macro": paired_bootstrap(scores["adapted"], scores["probe"], names, draws=300),
+        },
+        history=pd.DataFrame(
+            {"epoch": [1, 2, 3, 4], "loss": [0.7, 0.4, 0.3, 0.25], "val_auc": [0.7, 0.9, 0.95, 0.94]}
+        ),
+        masks=[
+            {"step": step, "free": {layer: (rng.random(4) < 0.6).tolist() for layer in layers}} for step in (0, 20, 60)
+        ],
+        steps=100,
+        trials=trials,
+        datasets=[
+            DatasetCard("swap", "train", 80, 640, 2560, "d41d8cd98f00b204e9800998ecf8427e"),
+            DatasetCard("phone", "test", 20, 120, 360, "9e107d9d372bb6826bd81d3542a419d6", "a second camera"),
+        ],
+        candidates=3,
+        settings={"train": {"lr": 0.001, "workers": 2}, "datasets": {"swap": {"role": "train"}}},
+        versions={"masm": "0.1.0", "torch": "2.15.0"},
+    )
+
+
+@pytest.fixture(scope="module")
+def inputs() -> ReportInputs:
+    return make_inputs()
+
+
+@pytest.fixture(scope="module")
+def html(inputs: ReportInputs, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, inputs)
+    assert list(path.parent.iterdir()) == [path]
+    return path.read_text()
+
+
+class _Elements(HTMLParser):
+    """Attributes of all elements, and whether every element is closed in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in ("meta", "br"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_report_holds_every_figure(inputs: ReportInputs, html: str) -> None:
+    for card in inputs.scorecards.values():
+        for row in card.datasets:
+            for figure in (number(row.frame_auc), number(row.video_auc.value), row.video_auc.interval()):
+                assert figure in html
+        assert card.video_auc.interval() in html
+    for difference in inputs.differences.values():
+        assert signed(difference.value) in html
+        assert difference.interval() in html
+    for text in (
+        inputs.model,
+        inputs.verdict,
+        "phone: reenact",
+        "d41d8cd98f00b204e9800998ecf8427e",
+        "train.lr",
+    ):
+        assert text in html
+
+
+def test_report_needs_nothing_from_outside(html: str) -> None:
+    elements = _Elements(html)
+    assert elements.open == []
+    for tag, name, value in elements.attributes:
+        if not name.startswith("xmlns"):
+            assert "://" not in value, (tag, name, value)
+        if name in ("href", "xlink:href", "src"):
+            assert value.startswith(("#", "data:image/png;base64,"))
+    assert set(re.findall(r"https?://[^\"'<\s]+", html)) == {
+        "http://www.w3.org/2000/svg",
+        "http://www.w3.org/1999/xlink",
+    }
+    assert "<script" not in html
+
+
+def test_plots_are_well_formed_and_refer_to_identifiers_that_are_there(html: str) -> None:
+    plots = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(plots) == 2 + 3 + 3 + 2 + 1 + 2
+    for svg in plots:
+        ElementTree.fromstring(svg)
+        referred = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
+        assert referred <= set(re.findall(r'id="([^"]+)"', svg))
+
+
+def test_the_same_inputs_give_the_same_bytes(inputs: ReportInputs, html: str, tmp_path: Path) -> None:
+    write_report(tmp_path / "again.html", inputs)
+    assert (tmp_path / "again.html").read_text() == html
+
+
+def test_names_are_escaped_in_tables_and_plots(tmp_path: Path) -> None:
+    name = "<script>alert('$x^')</script> & co"
+    path = tmp_path / "report.html"
+    write_report(path, make_inputs((name,)))
+    html = path.read_text()
+    assert "<script" not in html
+    assert _Elements(html).open == []
+    for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+        ElementTree.fromstring(svg)
+    assert html.count("alert(") >= 4
+
+
+def test_a_dataset_of_one_class_is_said_to_be_undefined(inputs: ReportInputs, tmp_path: Path) -> None:
+    def reals_of_phone(table: pd.DataFrame) -> pd.DataFrame:
+        return table[(table["dataset"] != "phone") | (table["label"] == 0)]
+
+    scores = {model: reals_of_phone(table) for model, table in inputs.scores.items()}
+    cards = {model: evaluate(table, threshold=0.6, draws=100) for model, table in scores.items()}
+    path = tmp_path / "report.html"
+    write_report(path, replace(inputs, scores=scores, scorecards=cards))
+    html = path.read_text()
+    assert "undefined (one class)" in html
+    assert "nan" not in re.sub(r"<[^>]*>", " ", html).lower().split()
+
+
+def test_parts_that_did_not_run_are_said_to_be_absent(inputs: ReportInputs, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    empty = pd.DataFrame()
+    write_report(path, replace(inputs, history=empty, masks=[], trials=empty, differences={}))
+    html = path.read_text()
+    for sentence in ("No history", "no layer mask", "no search"):
+        assert sentence in html
+
+
+def test_free_share_weighs_each_decision_by_the_steps_it_held() -> None:
+    history = [
+        {"step": 0, "free": {"a": [True, True]}},
+        {"step": 10, "free": {"a": [False, True]}},
+        {"step": 40, "free": {"a": [True, False]}},
+    ]
+    np.testing.assert_allclose(free_shares(history, 50)["a"], [0.4, 0.8])  # type: ignore[arg-type]
+
+
+def test_settings_are_shown_flat() -> None:
+    settings = {"a": {"b": 1, "c": {"d": ["x", None]}}, "e": "text", "f": {}}
+    assert flatten(settings) == {"a.b": "1", "a.c.d": '["x", null]', "e": "text", "f": "{}"}
