@@ -1,0 +1,1 @@
+"""Face data: where it comes from, how it is stored, checked and read."""

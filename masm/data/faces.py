@@ -1,0 +1,300 @@
+"""Faces: what a face is, how it is detected, and how it is cut out. Ingest and serving share this code.
+
+Coordinates are pixels of the image, x to the right and y down; x = 0 is the left edge of the first pixel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from masm.errors import UserError
+
+CROP_VERSION = 1
+"""Number of the cropping code: raise it with every change that alters a crop's pixels."""
+
+DETECTORS = ("given", "yunet", "cascade")
+DETECTION_SIDE = 640
+"""Longer side, in pixels, to which a larger photograph is scaled down before faces are sought in it."""
+
+SURROUNDINGS = 2.0
+"""Side of the square that `prepare_photograph` keeps, over the longer side of the face box."""
+
+
+class ImageError(ValueError):
+    """An image cannot be used; the message is the reason, short enough for a table of failed frames."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A photograph and the face that was found in it.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        box: (4,) float32, the tight face box: x, y, width, height in pixels.
+        landmarks: (n >= 5, 2) float32 pixels, or None where the detector gives none. The first five are the
+            image-left eye, image-right eye, nose tip, image-left and image-right corner of the mouth.
+        identity: the person.
+        photograph: unique name of the photograph.
+    """
+
+    image: np.ndarray
+    box: np.ndarray
+    landmarks: np.ndarray | None
+    identity: str
+    photograph: str
+
+
+@dataclass(frozen=True)
+class Detection:
+    """One detected face: box and landmarks as in `Face`, and the detector's own confidence."""
+
+    box: np.ndarray
+    landmarks: np.ndarray | None
+    confidence: float
+
+
+@dataclass(frozen=True)
+class CropProfile:
+    """How faces are found and cut out; it travels with the face table and the model.
+
+    Attributes:
+        detector: "given" (faces carry their box), "yunet" or "cascade".
+        size: side of the crop in pixels.
+        margin: side of the square crop over the longer side of the face box.
+        detector_sha256: of the YuNet file; None for the other detectors.
+    """
+
+    detector: str
+    size: int
+    margin: float
+    detector_sha256: str | None
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over all fields and the version of the cropping code."""
+        text = json.dumps({**asdict(self), "version": CROP_VERSION}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """A small change of the crop's square: shifts over its side, a factor on its side, and a mirror."""
+
+    shift_x: float
+    shift_y: float
+    scale: float
+    flip: bool
+
+
+class FaceDetector(Protocol):
+    """Anything that finds faces in an (H, W, 3) uint8 RGB image."""
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Return every face found, in any order."""
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode an image file's bytes, upright by its EXIF orientation.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: the bytes are empty, not an image, truncated or damaged, or hold more than 8 bits per
+            channel. Pillow decodes because OpenCV, depending on its version, fills the missing part of a
+            truncated JPEG with grey and says nothing.
+    """
+    if not data:
+        raise ImageError("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
+                raise ValueError("more than 8 bits per channel")
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except UnidentifiedImageError:
+        raise ImageError("not an image") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ImageError(f"cannot be decoded: {error}") from None
+
+
+def make_profile(detector: str, size: int, margin: float, weights: Path | None = None) -> CropProfile:
+    """Build the crop profile; for YuNet it records the SHA-256 of the `weights` file.
+
+    Raises:
+        UserError: the detector is unknown, or YuNet's file is missing.
+    """
+    if detector not in DETECTORS:
+        raise UserError(f"unknown face detector {detector!r}: use one of {', '.join(DETECTORS)}")
+    return CropProfile(detector, size, margin, _file_sha256(weights) if detector == "yunet" else None)
+
+
+def make_detector(profile: CropProfile, weights: Path | None = None) -> FaceDetector:
+    """Build the detector that a profile names.
+
+    Raises:
+        UserError: the profile needs no detector, or `weights` is not the YuNet file that the profile records.
+    """
+    if profile.detector == "cascade":
+        return CascadeDetector()
+    if profile.detector != "yunet":
+        raise UserError(f"crop profile {profile.detector!r} finds no faces: choose 'yunet' or 'cascade'")
+    if _file_sha256(weights) != profile.detector_sha256:
+        raise UserError(f"{weights} is not the YuNet file of the crop profile (sha256 differs): use that one")
+    assert weights is not None
+    return YuNetDetector(weights)
+
+
+class YuNetDetector:
+    """YuNet through OpenCV: boxes from forehead to chin, five landmarks, confidences in 0..1.
+
+    YuNet names its points from the person's side, right eye first, which is the image-left one: its order is
+    the order of `Face.landmarks`.
+
+    Raises:
+        UserError: OpenCV cannot load the file.
+    """
+
+    def __init__(self, path: Path, least_confidence: float = 0.7) -> None:
+        try:
+            self._network = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least_confidence)
+        except cv2.error:
+            raise UserError(f"{path} is not a YuNet model OpenCV can load: pass the .onnx file") from None
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Find faces; an image of more than `DETECTION_SIDE` pixels is scaled down for it."""
+        small, scale = _shrink(image, DETECTION_SIDE)
+        self._network.setInputSize((small.shape[1], small.shape[0]))
+        _, rows = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
+        found = np.empty((0, 15), np.float32) if rows is None else rows
+        return [Detection(row[:4] / scale, row[4:14].reshape(5, 2) / scale, float(row[14])) for row in found]
+
+
+class CascadeDetector:
+    """The frontal Viola-Jones cascade in the OpenCV 4 wheel: no landmarks.
+
+    Its boxes are squares of about the height of YuNet's, but as wide as high: wider than the face. Crops go
+    by the longer side, so both detectors give crops of about the same content. The confidence is the
+    cascade's stage weight, not a probability.
+    """
+
+    def __init__(self) -> None:
+        folder = Path(cv2.__file__).parent / "data"
+        self._cascade = cv2.CascadeClassifier(str(folder / "haarcascade_frontalface_default.xml"))
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Find faces; an image of more than `DETECTION_SIDE` pixels is scaled down for it."""
+        small, scale = _shrink(image, DETECTION_SIDE)
+        grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
+        boxes, _, weights = self._cascade.detectMultiScale3(grey, 1.1, 5, outputRejectLevels=True)
+        return [
+            Detection((np.asarray(box) / scale).astype(np.float32), None, float(weight))
+            for box, weight in zip(boxes, weights, strict=True)
+        ]
+
+
+def find_face(image: np.ndarray, detector: FaceDetector) -> Detection | None:
+    """Return the largest face that the detector is confident of, or None."""
+    return max(detector.detect(image), key=lambda found: float(found.box[2] * found.box[3]), default=None)
+
+
+def prepare_photograph(
+    image: np.ndarray, detection: Detection, working_size: int, identity: str, photograph: str
+) -> Face:
+    """Cut a face with generous surroundings out of a photograph and scale it to the working resolution.
+
+    Forgeries are made near the resolution of the crops: scaling down would wipe out their traces.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        detection: the face in it.
+        working_size: longer side of the face box afterwards, in pixels. Smaller faces are not enlarged,
+            because that would give real faces the traces of resampling.
+        identity, photograph: names, as in `Face`.
+    """
+    left, top, side = _square(detection.box, SURROUNDINGS)
+    origin = np.maximum((left, top), 0)
+    end = np.minimum((left + side, top + side), image.shape[1::-1])
+    cut = image[origin[1] : end[1], origin[0] : end[0]]
+    wanted = working_size / float(detection.box[2:].max())
+    size = np.maximum(np.rint((end - origin) * min(1.0, wanted)), 1).astype(int)
+    scale = size / (end - origin)
+    box = np.concatenate([(detection.box[:2] - origin) * scale, detection.box[2:] * scale])
+    points = None if detection.landmarks is None else (detection.landmarks - origin) * scale
+    return Face(
+        image=cv2.resize(cut, size.tolist(), interpolation=cv2.INTER_AREA),
+        box=box.astype(np.float32),
+        landmarks=None if points is None else points.astype(np.float32),
+        identity=identity,
+        photograph=photograph,
+    )
+
+
+def draw_jitter(rng: np.random.Generator, shift: float = 0.04, scale: float = 0.08) -> Jitter:
+    """Draw shifts in +-`shift` of the side, a factor in 1 +- `scale`, and a mirror with probability 1/2."""
+    across, down = rng.uniform(-shift, shift, 2).tolist()
+    return Jitter(across, down, rng.uniform(1 - scale, 1 + scale), flip=bool(rng.random() < 0.5))
+
+
+def crop(image: np.ndarray, box: np.ndarray, profile: CropProfile, jitter: Jitter | None = None) -> np.ndarray:
+    """Cut the square around a face box and scale it to the profile's size.
+
+    The square has the box's centre and `profile.margin` times its longer side, and is rounded to whole pixels
+    so that shrinking averages whole pixels. Where it leaves the image, the edge pixels are repeated.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        box: (4,) x, y, width, height in pixels.
+        profile: size and margin.
+        jitter: change of the square; None for none.
+
+    Returns:
+        (size, size, 3) uint8 RGB.
+
+    Raises:
+        ImageError: the box has no area, or lies outside the image.
+    """
+    left, top, side = _square(box, profile.margin, jitter)
+    height, width = image.shape[:2]
+    inside = image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
+    if inside.size == 0:
+        raise ImageError(f"face box {np.round(box, 1).tolist()} lies outside the {width} x {height} image")
+    below, right = max(top + side - height, 0), max(left + side - width, 0)
+    square = cv2.copyMakeBorder(inside, max(-top, 0), below, max(-left, 0), right, cv2.BORDER_REPLICATE)
+    interpolation = cv2.INTER_AREA if side >= profile.size else cv2.INTER_CUBIC
+    result = cv2.resize(square, (profile.size, profile.size), interpolation=interpolation)
+    return result[:, ::-1].copy() if jitter is not None and jitter.flip else result
+
+
+def _square(box: np.ndarray, margin: float, jitter: Jitter | None = None) -> tuple[int, int, int]:
+    """Left edge, top edge and side, in whole pixels, of the square around a box."""
+    x, y, width, height = (float(value) for value in box)
+    if not (np.isfinite([x, y]).all() and min(width, height) > 0 and max(width, height) < np.inf):
+        raise ImageError(f"face box {np.round(box, 1).tolist()} has no area")
+    move = jitter or Jitter(0.0, 0.0, 1.0, False)
+    side = margin * max(width, height)
+    centre_x, centre_y = x + width / 2 + move.shift_x * side, y + height / 2 + move.shift_y * side
+    scaled = side * move.scale
+    return round(centre_x - scaled / 2), round(centre_y - scaled / 2), max(round(scaled), 1)
+
+
+def _shrink(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
+    """Scale an image down until its longer side is at most `longest`; return it and the factor."""
+    scale = min(1.0, longest / max(image.shape[:2]))
+    if scale == 1.0:
+        return image, 1.0
+    return cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), scale
+
+
+def _file_sha256(path: Path | None) -> str:
+    if path is None or not path.is_file():
+        raise UserError(f"no YuNet file at {path}: give its path, or use the detector 'cascade'")
+    return hashlib.sha256(path.read_bytes()).hexdigest()

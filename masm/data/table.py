@@ -1,0 +1,159 @@
+"""The face table: Parquet shards with one row per frame, image bytes included, and a side table of failures."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from masm.errors import UserError
+
+SCHEMA_VERSION = 1
+SHARD_BYTES = 128 * 2**20
+"""Image bytes after which a new shard is begun (64 to 256 MB read well from object stores)."""
+
+SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),  # unique: dataset/method/video_id/frame_index
+        ("dataset", pa.string()),
+        ("split", pa.string()),  # train, val or test
+        ("label", pa.int8()),  # 0 real, 1 fake
+        ("method", pa.string()),  # the forgery; "real" for reals
+        ("family", pa.string()),  # kind of forgery; "real" for reals
+        ("video_id", pa.string()),  # a video is (dataset, method, video_id); a photograph is a video
+        ("frame_index", pa.int32()),
+        ("track_id", pa.int32()),
+        ("sources", pa.list_(pa.string())),  # the real videos that the frame was made from
+        ("source_clip", pa.string()),
+        ("identity", pa.string()),  # the person seen, or for a swap the person overwritten
+        ("compression", pa.string()),
+        ("width", pa.int32()),  # of the stored image, px
+        ("height", pa.int32()),
+        ("bbox", pa.list_(pa.float32(), 4)),  # x, y, width, height in the photograph as it was forged, px
+        ("landmarks", pa.list_(pa.float32())),  # x0, y0, x1, y1 ... in the same pixels; null without
+        ("mask", pa.binary()),  # PNG of the blending mask in the crop; null for reals
+        ("forge_parameters", pa.string()),  # JSON; null for reals
+        ("attributes", pa.map_(pa.string(), pa.string())),
+        ("image", pa.binary()),  # encoded crop
+        ("sha256", pa.string()),  # of the image bytes
+        ("phash", pa.string()),  # perceptual hash of the crop, 64 bits in hex
+        ("profile", pa.string()),  # hash of the crop profile
+        ("schema_version", pa.int16()),
+    ]
+)
+
+FAILURES_SCHEMA = pa.schema(
+    [
+        ("dataset", pa.string()),
+        ("split", pa.string()),
+        ("label", pa.int8()),
+        ("method", pa.string()),
+        ("video_id", pa.string()),
+        ("identity", pa.string()),
+        ("outcome", pa.string()),  # unreadable, no face
+        ("reason", pa.string()),
+    ]
+)
+
+
+def perceptual_hash(image: np.ndarray) -> str:
+    """64 bits in hex that stay near each other for images that look alike.
+
+    The signs of the 8 x 8 lowest frequencies of the grey image, about their median (the common pHash).
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+    """
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    low = cv2.dct(cv2.resize(grey, (32, 32), interpolation=cv2.INTER_AREA))[:8, :8].ravel()
+    return np.packbits(low > np.median(low)).tobytes().hex()
+
+
+def write_table(folder: Path, rows: Iterable[dict[str, Any]], failures: Sequence[dict[str, Any]]) -> None:
+    """Write a face table; the folder appears under its name only when it is whole.
+
+    Args:
+        folder: replaced if it is there.
+        rows: one for each frame, with the columns of `SCHEMA`.
+        failures: what could not be taken in, with the columns of `FAILURES_SCHEMA`.
+    """
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for number, shard in enumerate(_shards(rows)):
+            table = pa.Table.from_pylist(shard, schema=SCHEMA)
+            pq.write_table(table, partial / f"faces-{number:05d}.parquet", compression="zstd")
+        side = pa.Table.from_pylist(list(failures), schema=FAILURES_SCHEMA)
+        pq.write_table(side, partial / "failures.parquet", compression="zstd")
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _shards(rows: Iterable[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
+    shard: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        shard.append(row)
+        size += len(row["image"])
+        if size >= SHARD_BYTES:
+            yield shard
+            shard, size = [], 0
+    if shard:
+        yield shard
+
+
+def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
+    """The rows of a face table, in the order in which they were written.
+
+    Args:
+        folder: a face table's folder.
+        columns: all where not given.
+        split: only rows of this split.
+
+    Raises:
+        UserError: the folder is missing, empty, or of another schema version.
+    """
+    shards = table_shards(folder)
+    try:
+        version = pq.read_table(shards[0], columns=["schema_version"])["schema_version"][0].as_py()
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{folder} has schema version {version}, this masm reads {SCHEMA_VERSION}: ingest it anew."
+            )
+        filters = None if split is None else [("split", "=", split)]
+        return pq.read_table(shards, columns=columns, filters=filters)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise UserError(f"{folder} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
+
+
+def table_shards(folder: Path) -> list[Path]:
+    """The Parquet files of a face table, in order.
+
+    Raises:
+        UserError: there are none.
+    """
+    shards = sorted(folder.glob("faces-*.parquet"))
+    if not shards:
+        raise UserError(f"{folder} holds no face table: run `dvc repro ingest@{folder.name}` to make it.")
+    return shards
+
+
+def read_failures(folder: Path) -> pa.Table:
+    """The videos that could not be taken in, with the columns of `FAILURES_SCHEMA`."""
+    return pq.read_table(folder / "failures.parquet")
+
+
+def sha256(data: bytes) -> str:
+    """Hex digest of the bytes."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,297 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from masm.data.faces import (
+    CascadeDetector,
+    CropProfile,
+    Detection,
+    ImageError,
+    Jitter,
+    YuNetDetector,
+    crop,
+    decode_image,
+    draw_jitter,
+    find_face,
+    make_detector,
+    make_profile,
+    prepare_photograph,
+)
+from masm.errors import UserError
+
+PROFILE = CropProfile("given", 64, 1.3, None)
+YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"  # as OpenCV publishes it
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    """A smooth ramp in x and y with noise in the third channel: pixels tell where they come from."""
+    y, x = np.indices((120, 160))
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160))
+    return np.stack([x, y, noise], axis=2).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def weights(shared: Path) -> Path:
+    return shared / "models" / "face_detection_yunet_2023mar.onnx"
+
+
+def encode(image: np.ndarray, kind: str, **options: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+class TestCrop:
+    def brute_force(self, image: np.ndarray, left: int, top: int, side: int, size: int) -> np.ndarray:
+        """Each output pixel is the area-weighted mean of the source pixels under it, edges repeated."""
+        height, width = image.shape[:2]
+
+        def shares(position: int) -> list[tuple[int, float]]:
+            start, end = position * side / size, (position + 1) * side / size
+            cells = range(int(start), min(int(np.ceil(end)), side))
+            return [(cell, min(cell + 1, end) - max(cell, start)) for cell in cells]
+
+        result = np.zeros((size, size, 3))
+        for row in range(size):
+            for column in range(size):
+                total = 0.0
+                for y, share_y in shares(row):
+                    for x, share_x in shares(column):
+                        pixel = image[np.clip(top + y, 0, height - 1), np.clip(left + x, 0, width - 1)]
+                        result[row, column] += share_y * share_x * pixel
+                        total += share_y * share_x
+                result[row, column] /= total
+        return result
+
+    @pytest.mark.parametrize("box", [(50, 30, 40, 50), (-10, -20, 60, 40), (120, 90, 50, 60)])
+    def test_shrinks_by_area_and_repeats_the_edges(self, image: np.ndarray, box: tuple[int, ...]) -> None:
+        profile = replace(PROFILE, size=24)
+        x, y, width, height = box
+        side = 1.3 * max(width, height)
+        left, top = round(x + width / 2 - side / 2), round(y + height / 2 - side / 2)
+        expected = self.brute_force(image, left, top, round(side), 24)
+        found = crop(image, np.float32(box), profile)
+        assert found.dtype == np.uint8
+        assert np.abs(found - expected).max() <= 1.0
+
+    def test_is_an_exact_cut_at_the_same_scale(self, image: np.ndarray) -> None:
+        found = crop(image, np.float32([40, 30, 30, 40]), replace(PROFILE, margin=1.6))
+        np.testing.assert_array_equal(found, image[18:82, 23:87])
+
+    def test_enlarges_with_the_centres_in_place(self, image: np.ndarray) -> None:
+        found = crop(image, np.float32([40, 30, 20, 20]), replace(PROFILE, margin=1.6))
+        expected = 34 + (np.arange(64) + 0.5) / 2 - 0.5  # of the square 34..66
+        assert np.abs(found[32, 2:-2, 0] - expected[2:-2]).max() <= 1.0
+
+    def test_jitter_moves_scales_and_mirrors(self, image: np.ndarray) -> None:
+        box, profile = np.float32([60, 40, 40, 40]), replace(PROFILE, margin=1.6)
+        moved = crop(image, box, profile, Jitter(0.125, -0.0625, 1.0, flip=False))
+        np.testing.assert_array_equal(moved, image[24:88, 56:120])
+        mirrored = crop(image, box, profile, Jitter(0.125, -0.0625, 1.0, flip=True))
+        np.testing.assert_array_equal(mirrored, moved[:, ::-1])
+        smaller = crop(image, box, replace(profile, size=32), Jitter(0.0, 0.0, 0.5, flip=False))
+        np.testing.assert_array_equal(smaller, image[44:76, 64:96])
+
+    def test_jitter_is_drawn_from_the_generator(self) -> None:
+        drawn = [draw_jitter(np.random.default_rng(3)) for _ in range(2)]
+        assert drawn[0] == drawn[1]
+        rng = np.random.default_rng(0)
+        many = [draw_jitter(rng, shift=0.1, scale=0.2) for _ in range(200)]
+        assert 0.08 < max(abs(each.shift_x) for each in many) <= 0.1
+        assert 0.15 < max(abs(each.scale - 1) for each in many) <= 0.2
+        assert 60 < sum(each.flip for each in many) < 140
+
+    @pytest.mark.parametrize("box", [(10, 10, 0, 5), (10, np.nan, 5, 5), (500, 10, 20, 20), (10, -300, 20, 20)])
+    def test_refuses_a_box_without_pixels(self, image: np.ndarray, box: tuple[float, ...]) -> None:
+        with pytest.raises(ImageError, match="face box"):
+            crop(image, np.float32(box), PROFILE)
+
+
+class TestProfile:
+    def test_hash_changes_with_every_field(self) -> None:
+        others = {"detector": "cascade", "size": 96, "margin": 1.31, "detector_sha256": "00"}
+        hashes = {replace(PROFILE, **{field: value}).hash for field, value in others.items()}
+        assert len(hashes | {PROFILE.hash}) == len(others) + 1
+        assert replace(PROFILE).hash == PROFILE.hash
+
+    def test_hash_changes_with_the_cropping_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        before = PROFILE.hash
+        monkeypatch.setattr("masm.data.faces.CROP_VERSION", 10_000)
+        assert PROFILE.hash != before
+
+    def test_mistakes_are_the_users(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="unknown face detector 'yunett'"):
+            make_profile("yunett", 64, 1.3)
+        with pytest.raises(UserError, match=r"missing\.onnx"):
+            make_profile("yunet", 64, 1.3, tmp_path / "missing.onnx")
+        with pytest.raises(UserError, match="finds no faces"):
+            make_detector(PROFILE)
+
+    def test_a_file_that_is_no_network(self, tmp_path: Path) -> None:
+        junk = tmp_path / "junk.onnx"
+        junk.write_bytes(b"junk" * 100)
+        profile = make_profile("yunet", 64, 1.3, junk)
+        with pytest.raises(UserError, match="not a YuNet model"):
+            make_detector(profile, junk)
+        with pytest.raises(UserError, match="sha256 differs"):
+            make_detector(replace(profile, detector_sha256="00"), junk)
+
+
+class TestDecode:
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+    def test_reads_what_was_written(self, image: np.ndarray, kind: str) -> None:
+        ramp = np.repeat(image[:, :, :1], 3, axis=2)
+        found = decode_image(encode(ramp, kind))
+        assert found.shape == ramp.shape
+        assert found.dtype == np.uint8
+        assert np.abs(found.astype(int) - ramp).mean() < 3
+
+    def test_grey_and_turned_images_become_upright_rgb(self, image: np.ndarray) -> None:
+        grey = decode_image(encode(image[:, :, 0], "PNG"))
+        np.testing.assert_array_equal(grey, np.repeat(image[:, :, :1], 3, axis=2))
+        turned = Image.fromarray(image)
+        exif = turned.getexif()
+        exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+        stream = io.BytesIO()
+        turned.save(stream, "PNG", exif=exif)
+        np.testing.assert_array_equal(decode_image(stream.getvalue()), np.rot90(image, -1))
+
+    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+    @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+    def test_truncated(self, image: np.ndarray, kind: str, share: float) -> None:
+        data = encode(image, kind)
+        with pytest.raises(ImageError):
+            decode_image(data[: int(share * len(data))])
+
+    @pytest.mark.parametrize(
+        ("damage", "reason"),
+        [
+            (lambda data: b"", "empty file"),
+            (lambda data: b"<html>not found</html>", "not an image"),
+            (lambda data: data[: len(data) // 2], "truncated"),
+        ],
+    )
+    def test_damage_is_named(self, image: np.ndarray, damage: Callable[[bytes], bytes], reason: str) -> None:
+        with pytest.raises(ImageError, match=reason):
+            decode_image(damage(encode(image, "JPEG")))
+
+    def test_a_flipped_byte_in_a_png(self, image: np.ndarray) -> None:
+        data = bytearray(encode(image, "PNG"))
+        data[len(data) // 2] ^= 0xFF
+        with pytest.raises(ImageError):
+            decode_image(bytes(data))
+
+    def test_sixteen_bits_are_refused_rather_than_clipped(self) -> None:
+        with pytest.raises(ImageError, match="8 bits"):
+            decode_image(encode(np.full((8, 8), 40_000, np.uint16), "PNG"))
+
+
+class TestDetection:
+    def test_largest_face_wins(self, image: np.ndarray) -> None:
+        small = Detection(np.float32([0, 0, 5, 5]), None, 0.99)
+        large = Detection(np.float32([0, 0, 9, 9]), None, 0.8)
+
+        class Two:
+            def detect(self, image: np.ndarray) -> list[Detection]:
+                return [small, large]
+
+        assert find_face(image, Two()) is large
+
+    def test_nothing_to_find(self, image: np.ndarray, weights: Path) -> None:
+        assert find_face(image, YuNetDetector(weights)) is None
+        assert find_face(np.full((50, 50, 3), 128, np.uint8), CascadeDetector()) is None
+
+    def test_yunet_on_photographs(self, shared: Path, weights: Path) -> None:
+        detector = make_detector(make_profile("yunet", 96, 1.3, weights), weights)
+        errors = []
+        for photograph in sorted((shared / "faces" / "london").glob("*_03.jpg"))[::6]:
+            found = detector.detect(decode_image(photograph.read_bytes()))
+            assert len(found) == 1
+            lines = photograph.with_suffix(".tem").read_text().splitlines()[1:3]
+            pupils = np.array([[float(number) for number in line.split()] for line in lines])
+            assert found[0].landmarks is not None
+            between = np.linalg.norm(pupils[1] - pupils[0])
+            errors.append(np.linalg.norm(found[0].landmarks[:2] - pupils, axis=1).mean() / between)
+            assert_is_a_face(found[0])
+        assert np.mean(errors) < 0.08
+        assert np.max(errors) < 0.12
+
+    def test_profile_records_the_published_file(self, weights: Path) -> None:
+        assert make_profile("yunet", 96, 1.3, weights).detector_sha256 == YUNET_SHA256
+
+    def test_both_detectors_agree_on_the_crop(self, shared: Path, weights: Path) -> None:
+        for photograph in sorted((shared / "faces" / "london").glob("*_08.jpg"))[:8]:
+            image = decode_image(photograph.read_bytes())
+            boxes = [find_face(image, each) for each in (YuNetDetector(weights), CascadeDetector())]
+            (x, y, width, height), (other_x, other_y, other_width, other_height) = (
+                found.box for found in boxes if found is not None
+            )
+            side, other_side = max(width, height), max(other_width, other_height)
+            assert 0.8 < other_side / side < 1.15
+            assert abs(x + width / 2 - other_x - other_width / 2) < 0.1 * side
+            assert abs(y + height / 2 - other_y - other_height / 2) < 0.15 * side
+
+
+def assert_is_a_face(found: Detection) -> None:
+    """The five landmarks lie in the box, left of right and eyes over nose over mouth."""
+    assert found.landmarks is not None
+    left_eye, right_eye, nose, left_mouth, right_mouth = found.landmarks
+    x, y, width, height = found.box
+    assert ((found.landmarks > [x, y]) & (found.landmarks < [x + width, y + height])).all()
+    assert left_eye[0] < nose[0] < right_eye[0]
+    assert left_mouth[0] < right_mouth[0]
+    assert max(left_eye[1], right_eye[1]) < nose[1] < min(left_mouth[1], right_mouth[1])
+
+
+class TestPreparePhotograph:
+    def detection(self) -> Detection:
+        box = np.float32([400, 300, 150, 200])
+        points = np.float32([[440, 370], [510, 370], [475, 410], [450, 450], [500, 450]])
+        return Detection(box, points, 0.9)
+
+    def test_box_and_landmarks_follow_the_pixels(self) -> None:
+        image = np.zeros((900, 1200, 3), np.uint8)
+        found = self.detection()
+        assert found.landmarks is not None
+        for x, y in found.landmarks.astype(int):
+            image[y - 6 : y + 6, x - 6 : x + 6] = 255
+        face = prepare_photograph(image, found, 100, "anna", "anna-1")
+        assert face.box[2:].max() == pytest.approx(100, abs=1)
+        assert face.image.shape[:2] == pytest.approx((200, 200), abs=2)
+        assert face.landmarks is not None
+        for x, y in face.landmarks.astype(int):
+            patch = face.image[y - 6 : y + 6, x - 6 : x + 6, 0].astype(float)
+            rows, columns = np.indices(patch.shape) + 0.5
+            centre = np.array([(patch * columns).sum(), (patch * rows).sum()]) / patch.sum()
+            assert np.abs(centre - 6).max() < 1.5
+        assert (face.identity, face.photograph) == ("anna", "anna-1")
+
+    def test_crop_shows_the_same_as_from_the_whole_photograph(self) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+        image = cv2.resize(noise, (1200, 900), interpolation=cv2.INTER_CUBIC)
+        face = prepare_photograph(image, self.detection(), 100, "anna", "anna-1")
+        whole = crop(image, self.detection().box, PROFILE).astype(float)
+        part = crop(face.image, face.box, PROFILE).astype(float)
+        assert np.abs(whole - part).mean() < 0.1 * np.abs(whole - whole.mean()).mean()
+
+    def test_a_face_at_the_border_keeps_what_there_is(self) -> None:
+        image = np.zeros((350, 480, 3), np.uint8)
+        face = prepare_photograph(image, self.detection(), 100, "anna", "anna-1")
+        assert face.image.shape[0] < 150
+        assert face.box[2:].max() == pytest.approx(100, abs=1)
+
+    def test_small_faces_are_not_enlarged(self) -> None:
+        image = np.zeros((900, 1200, 3), np.uint8)
+        found = replace(self.detection(), landmarks=None)
+        face = prepare_photograph(image, found, 400, "anna", "anna-1")
+        assert face.box[2:].max() == pytest.approx(200, abs=1)
+        assert face.landmarks is None

@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from masm.data import ingest as module
+from masm.data.checks import run_checks
+from masm.data.faces import crop
+from masm.data.ingest import ingest, ingest_photograph, make_recipe, make_tasks
+from masm.data.table import read_failures, read_table, write_table
+from masm.errors import UserError
+from masm.settings import Settings, load_settings
+from tests.conftest import ROOT
+from tests.pipeline.workspace import SMALL, edit
+
+
+def make_settings(folder: Path, **changes: object) -> Settings:
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    edit(folder / "params.yaml", {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}})
+    return load_settings(folder / "params.yaml")
+
+
+def photographs_folder(folder: Path, people: int) -> Path:
+    """Drawn portraits as files, one of them cut short and one empty."""
+    from masm.data.procedural import draw_face
+
+    folder.mkdir()
+    for person in range(people):
+        image = draw_face(3, person, 0, 256).image
+        cv2.imwrite(str(folder / f"{person:03d}_a.jpg"), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+    whole = (folder / "000_a.jpg").read_bytes()
+    (folder / "000_cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "001_empty.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def ingested(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    settings = make_settings(tmp_path_factory.mktemp("workspace"))
+    for name in settings.datasets:
+        ingest(settings, name, lambda done, total: None)
+    return settings
+
+
+def test_every_photograph_gives_reals_and_fakes(ingested: Settings) -> None:
+    rows = read_table(ingested.table("second-camera")).to_pandas()
+    people = rows["identity"].nunique()
+    assert people == round(0.28 * 24)
+    counts = rows.groupby("method").size().to_dict()
+    assert counts == dict.fromkeys(("real", "swap", "reenact"), people * ingested.crop.frames)
+    assert (rows["label"] == (rows["method"] != "real")).all()
+    assert rows["sample_id"].is_unique
+    assert set(rows["split"]) == {"test"}
+    image = cv2.imdecode(np.frombuffer(rows["image"][0], np.uint8), cv2.IMREAD_COLOR)
+    assert image.shape == (64, 64, 3)
+    swaps = rows[rows["method"] == "swap"]
+    assert [sources[0] for sources in swaps["sources"]] == swaps["video_id"].tolist()
+    assert {len(sources) for sources in swaps["sources"]} == {2}
+    assert json.loads(swaps["forge_parameters"].iloc[0])["method"] == "swap"
+
+
+def test_real_and_fake_differ_inside_the_mask_alone_before_compression(ingested: Settings) -> None:
+    """Reals and fakes go the same way but for the forging: same square, same quality."""
+    rows = read_table(ingested.table("upsample")).to_pandas()
+    pairs = rows.pivot(index=["video_id", "frame_index"], columns="method", values=["image", "mask", "compression"])
+    assert (pairs["compression"]["real"] == pairs["compression"]["upsample"]).all()
+    for _, pair in pairs.iterrows():
+        real, fake = (
+            cv2.imdecode(np.frombuffer(pair["image"][name], np.uint8), cv2.IMREAD_COLOR).astype(int)
+            for name in ("real", "upsample")
+        )
+        mask = cv2.imdecode(np.frombuffer(pair["mask"]["upsample"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        far = cv2.dilate(mask, np.ones((35, 35), np.uint8)) == 0  # JPEG spreads a change over 16 x 16 pixels
+        assert np.abs(real - fake)[far].max(initial=0) <= 2
+        assert np.abs(real - fake)[mask > 128].mean() > 0.5
+
+
+def test_the_table_does_not_depend_on_the_number_of_processes(
+    ingested: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    settings = make_settings(tmp_path)
+    ingest(settings, "selfblend", lambda done, total: None)
+    for name in ("faces-00000.parquet", "failures.parquet"):
+        again = (settings.table("selfblend") / name).read_bytes()
+        assert again == (ingested.table("selfblend") / name).read_bytes()
+
+
+def test_the_stored_crop_is_the_serving_crop(ingested: Settings) -> None:
+    """What ingest stores is what `crop` gives for the published image and the recorded box."""
+    task = make_tasks(ingested, "denoise")[0]
+    row = ingest_photograph(make_recipe(ingested, "denoise"), task).rows[0]
+    image = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
+    plain = crop(task.photograph.face().image, np.array(row["bbox"]), make_recipe(ingested, "denoise").profile)
+    best = min(np.abs(image.astype(int) - one.astype(int)).mean() for one in (plain, plain[:, ::-1]))
+    assert best < 25  # the same face, but for jitter, noise and compression
+
+
+def test_donors_are_other_people_of_the_same_place(ingested: Settings) -> None:
+    for task in make_tasks(ingested, "swap"):
+        assert task.donor.identity != task.photograph.identity
+    places = {task.photograph.identity: task.place for task in make_tasks(ingested, "swap")}
+    assert all(places[task.donor.identity] == task.place for task in make_tasks(ingested, "swap"))
+
+
+def test_sound_tables_pass_and_the_docs_are_written(ingested: Settings, tmp_path: Path) -> None:
+    assert run_checks(ingested, tmp_path / "docs", lambda name: None) == []
+    assert (tmp_path / "docs" / "index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "column", "value", "says"),
+    [
+        ("denoise", "label", 1, "denoise: expect_column_distinct_values_to_contain_set"),
+        ("denoise", "label", 2, "denoise: expect_column_values_to_be_in_set"),
+        ("denoise", "method", "unheard-of", "denoise: expect_column_pair_values_to_be_in_set"),
+        ("denoise", "identity", None, "denoise: expect_column_values_to_not_be_null"),
+        ("denoise", "sample_id", "twice", "denoise: expect_column_values_to_be_unique"),
+        ("denoise", "width", 65, "denoise: expect_column_values_to_be_between"),
+        ("denoise", "video_id", "one", "denoise, videos per class"),
+    ],
+)
+def test_a_damaged_table_is_found(
+    ingested: Settings, tmp_path: Path, dataset: str, column: str, value: object, says: str
+) -> None:
+    failures = failures_after(ingested, tmp_path, dataset, lambda row, number: {column: value})
+    assert any(failure.startswith(says) for failure in failures), failures
+
+
+@pytest.mark.parametrize("column", ["identity", "sources", "sha256"])
+def test_a_leak_between_roles_is_found_and_named(ingested: Settings, tmp_path: Path, column: str) -> None:
+    leaked = read_table(ingested.table("swap"), [column], "train")[column][0].as_py()
+    failures = failures_after(
+        ingested, tmp_path, "denoise", lambda row, number: {column: leaked} if number == 0 else {}
+    )
+    assert len(failures) == 1
+    name = leaked[0] if isinstance(leaked, list) else leaked
+    assert name in failures[0]
+    assert "test/test and train/train" in failures[0]
+
+
+def failures_after(settings: Settings, folder: Path, dataset: str, change: object) -> list[str]:
+    """The failures once the rows of one dataset are changed, the other tables as they are."""
+    copy = settings.model_copy(update={"root": folder})
+    for name in settings.datasets:
+        if name != dataset:
+            copy.table(name).parent.mkdir(parents=True, exist_ok=True)
+            copy.table(name).symlink_to(settings.table(name))
+    rows = read_table(settings.table(dataset)).to_pylist()
+    changed = [{**row, **change(row, number)} for number, row in enumerate(rows)]  # type: ignore[operator]
+    write_table(copy.table(dataset), changed, [])
+    return run_checks(copy, folder / "docs", lambda name: None)
+
+
+def test_corrupt_photographs_are_listed_and_never_replaced(tmp_path: Path) -> None:
+    folder = photographs_folder(tmp_path / "people", 12)
+    settings = make_settings(
+        tmp_path,
+        faces__source="photographs",
+        faces__folder=str(folder),
+        crop__detector="cascade",
+        faces__shares={"train": 0.3, "validate": 0.3, "test": 0.4},
+        datasets={
+            role: {"role": role, "camera": "compact", "forgeries": ["denoise"]}
+            for role in ("train", "validate", "test")
+        },
+    )
+    failures = []
+    for name in settings.datasets:
+        ingest(settings, name, lambda done, total: None)
+        failures += read_failures(settings.table(name)).to_pylist()
+    unreadable = {row["video_id"]: row["reason"] for row in failures if row["outcome"] == "unreadable"}
+    assert set(unreadable) == {"000_cut", "001_empty"}
+    assert unreadable["001_empty"] == "empty file"
+    kept = {video for name in settings.datasets for video in read_table(settings.table(name))["video_id"].to_pylist()}
+    no_face = {row["video_id"] for row in failures if row["outcome"] == "no face"}
+    assert kept | no_face == {f"{person:03d}_a" for person in range(12)}
+    assert not kept & set(unreadable)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dataset", "says"),
+    [
+        ({}, "swop", "params.yaml has no dataset 'swop'"),
+        ({"datasets__swap__camera": "holga"}, "swap", "there is no camera 'holga'"),
+        ({"datasets__swap__forgeries": ["swapp"]}, "swap", "there is no 'swapp'"),
+        (
+            {"faces__source": "photographs", "faces__folder": ".", "crop__detector": "cascade"},
+            "swap",
+            "needs landmarks, which the cascade does not give",
+        ),
+        (
+            {"faces__source": "photographs", "faces__folder": "nowhere", "crop__detector": "cascade"},
+            "denoise",
+            "nowhere (faces.folder) holds no photographs",
+        ),
+    ],
+)
+def test_what_does_not_fit_together_is_said(
+    tmp_path: Path, changes: dict[str, object], dataset: str, says: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        ingest(make_settings(tmp_path, **changes), dataset, lambda done, total: None)
+    assert says in str(caught.value)
