@@ -97,7 +97,7 @@ class Mask(Section):
 
     kind: Literal["none", "static", "adaptive"]
     threshold_kind: Literal["quantile", "absolute"]
-    interval: int = Field(ge=1, description="steps from one decision to the next")
+    interval: int = Field(ge=2, description="steps from one decision to the next")
     momentum: Share = Field(description="of the moving averages of the gradients")
 
 

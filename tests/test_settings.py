@@ -40,7 +40,11 @@ def test_the_shipped_file_loads() -> None:
         ("train.lrr", 1e-3, "train.lrr: unknown setting; did you mean lr?"),
         ("serach", {}, "serach: unknown setting; did you mean search?"),
         ("train.rank", 4, "train.rank: unknown setting; rank is searched: set its range in search.space"),
-        ("search.space.rnk", {"type": "choice", "values": [1]}, "search.space.rnk: unknown setting; did you mean rank?"),
+        (
+            "search.space.rnk",
+            {"type": "choice", "values": [1]},
+            "search.space.rnk: unknown setting; did you mean rank?",
+        ),
         ("search.optimisation.epoch", 1, "search.optimisation.epoch: unknown setting; did you mean epochs?"),
         ("datasets.swap.rol", "train", "datasets.swap.rol: unknown setting; did you mean role?"),
         ("datasets.swap.role", "testing", "datasets.swap.role"),

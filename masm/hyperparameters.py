@@ -1,0 +1,77 @@
+"""The hyper-parameters that the search finds, and what they make of the settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from masm.adapters import AdapterSettings, MaskSettings
+from masm.backbones import load_backbone
+from masm.detector import Detector
+from masm.errors import UserError
+from masm.settings import Optimisation, Settings
+from masm.training import Recipe
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """One point of `search.space`."""
+
+    rank: int
+    subspaces: int
+    mask_threshold: float
+    lambda_orth: float
+    lambda_spec: float
+
+
+def read_best(path: Path) -> Hyperparameters:
+    """The best point, from the search's best.json.
+
+    Raises:
+        UserError: the file is missing or not of the search's form.
+    """
+    try:
+        return Hyperparameters(**json.loads(path.read_text())["hyperparameters"])
+    except OSError:
+        raise UserError(f"{path} is missing: run `dvc repro search` first.") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not what the search writes ({error}): run `dvc repro -f search`.") from None
+
+
+def build_detector(settings: Settings, found: Hyperparameters | None) -> Detector:
+    """The adapted backbone with an untrained head; the frozen-backbone probe where `found` is None."""
+    weights = settings.backbone.weights
+    source = weights if weights in ("starter", "hub") else settings.path(weights)
+    backbone = load_backbone(settings.backbone.name, source, settings.crop.size)
+    adapter = AdapterSettings(
+        method="probe" if found is None else "masm",
+        rank=0 if found is None else found.rank,
+        subspaces=0 if found is None else found.subspaces,
+        grouping=settings.adapter.grouping,
+        targets=settings.adapter.targets,
+    )
+    return Detector.build(backbone, adapter, seed=settings.seed)
+
+
+def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperparameters) -> Recipe:
+    """The training run that these settings ask for."""
+    mask = MaskSettings(
+        kind=settings.mask.kind,
+        threshold_kind=settings.mask.threshold_kind,
+        threshold=found.mask_threshold,
+        interval=settings.mask.interval,
+        momentum=settings.mask.momentum,
+    )
+    return Recipe(
+        epochs=optimisation.epochs,
+        batch_size=optimisation.batch_size,
+        lr=optimisation.lr,
+        head_lr=optimisation.head_lr,
+        weight_decay=optimisation.weight_decay,
+        clip_norm=optimisation.clip_norm,
+        lambda_orth=found.lambda_orth,
+        lambda_spec=found.lambda_spec,
+        mask=mask,
+        seed=settings.seed,
+    )

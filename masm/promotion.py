@@ -1,0 +1,87 @@
+"""Which of two models is the better one across datasets, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+
+import pandas as pd
+
+from masm.evaluation import evaluate, paired_bootstrap
+from masm.scorecard import Estimate, number
+
+ROUNDING = 1e-9  # AUCs closer than this are the same
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of a comparison; AUCs are macro means over the test datasets, at video level.
+
+    `difference` is challenger minus champion; it and `champion` are None where nothing was compared.
+    """
+
+    promoted: bool
+    reason: str
+    challenger: Estimate
+    champion: Estimate | None = None
+    difference: Estimate | None = None
+
+    @property
+    def word(self) -> str:
+        """The verdict as it stands in tags."""
+        return "promoted" if self.promoted else "held"
+
+    def summary(self) -> dict[str, str | float]:
+        """Verdict, reason and figures, flat; what is undefined or was not compared is left out."""
+        estimates = (
+            ("video_auc", self.challenger),
+            ("champion_video_auc", self.champion),
+            ("difference", self.difference),
+        )
+        figures = {
+            f"{name}{suffix}": value
+            for name, estimate in estimates
+            if estimate is not None
+            for suffix, value in zip(("", "_low", "_high"), astuple(estimate), strict=True)
+            if math.isfinite(value)
+        }
+        return {"verdict": self.word, "reason": self.reason, **figures}
+
+
+def compare(
+    challenger: pd.DataFrame,
+    champion: pd.DataFrame,
+    datasets: Sequence[str],
+    champion_name: str,
+    draws: int,
+    seed: int,
+) -> Verdict:
+    """Judge two models by their scores of the same frames; a tie keeps the champion.
+
+    Args:
+        challenger, champion: scores (see `masm.evaluation`).
+        datasets: the test datasets to judge on.
+        champion_name: what to call the champion in the reason.
+        draws: bootstrap draws.
+        seed: of the bootstrap.
+
+    Raises:
+        UserError: the two were not scored on the same frames.
+    """
+    difference = paired_bootstrap(challenger, champion, datasets, draws=draws, seed=seed)
+    new, old = (macro_video_auc(scores, datasets, draws, seed) for scores in (challenger, champion))
+    figures = f"mean video AUC {number(new.value)} against {number(old.value)} of {champion_name}"
+    if not math.isfinite(difference.value):
+        return Verdict(False, "no test dataset has both classes: nothing to compare on", new, old, difference)
+    if abs(difference.value) <= ROUNDING:
+        return Verdict(False, f"a tie keeps the champion: {figures}", new, old, difference)
+    better = difference.value > 0
+    reason = f"{figures}: {difference.value:+.3f}, 95 % interval {difference.interval()}"
+    return Verdict(better, f"{'better' if better else 'not better'}: {reason}", new, old, difference)
+
+
+def macro_video_auc(scores: pd.DataFrame, datasets: Sequence[str], draws: int, seed: int) -> Estimate:
+    """Mean video AUC over the datasets, with its bootstrap interval."""
+    chosen = scores[scores["dataset"].isin(datasets)]
+    return evaluate(chosen, threshold=0.5, draws=draws, seed=seed).video_auc  # no threshold enters an AUC

@@ -1,0 +1,286 @@
+"""MLflow: what is recorded of a run, the versions of the registered model, and which of them is champion.
+
+Alias `champion` is the version that serves; `challenger` is the other one of the last comparison. A version
+that was champion keeps tag `previous_champion`, whose value is the time at which it was replaced (ISO 8601,
+UTC), so that the latest of them is the one to roll back to.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from sqlalchemy.exc import SQLAlchemyError
+
+from masm.errors import UserError
+from masm.promotion import Verdict
+from masm.scorecard import Estimate
+from masm.serving.packaging import DETECTOR, ModelFiles, log_model
+from masm.settings import Mlflow
+
+CHAMPION = "champion"
+CHALLENGER = "challenger"
+PREVIOUS_CHAMPION = "previous_champion"
+SCORES = "scores.parquet"
+FIGURES = ("video_auc", "video_auc_low", "video_auc_high")  # tags of a version
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A face table that a run used: where DVC keeps it, and its MD5 in dvc.lock."""
+
+    name: str
+    role: str
+    path: str
+    md5: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a run besides its model.
+
+    Attributes:
+        parameters: settings as a tree; they are logged as `section.key`.
+        tags: the lineage.
+        metrics: figures of the model by name.
+        history: one row of figures for each epoch of training, with `epoch` among them.
+        datasets: the face tables.
+        files: reports, scores and whatever else explains the model.
+        texts: further artifacts by file name.
+    """
+
+    parameters: Mapping[str, Any]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    history: Sequence[Mapping[str, float]]
+    datasets: Sequence[Dataset]
+    files: Sequence[Path]
+    texts: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LoggedRun:
+    """Where a run and its model are to be found."""
+
+    run_id: str
+    model_uri: str
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version of the registered model; `video_auc` is the macro mean over the test datasets."""
+
+    version: int
+    aliases: tuple[str, ...]
+    video_auc: Estimate | None
+    verdict: str | None
+    created: datetime
+    run_id: str | None
+
+
+def connect(settings: Mlflow) -> MlflowClient:
+    """Point MLflow at its tracking store; make the database and the experiment where they are missing.
+
+    Raises:
+        UserError: the store cannot be reached or opened.
+    """
+    for noisy in ("alembic", "mlflow"):  # a fresh database reports each of its migrations
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    _check_reachable(settings.tracking_uri)
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    mlflow.set_registry_uri(settings.tracking_uri)
+    try:
+        with _alone(settings.tracking_uri):
+            client = MlflowClient()
+            if client.get_experiment_by_name(settings.experiment) is None:
+                client.create_experiment(settings.experiment, _artifact_root(settings))
+        mlflow.set_experiment(settings.experiment)
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"MLflow at {settings.tracking_uri} cannot be used ({reason}): check mlflow.tracking_uri."
+        ) from None
+    return client
+
+
+def _check_reachable(uri: str) -> None:
+    """Raise UserError where a server does not answer: MLflow itself would try for four minutes."""
+    if not uri.startswith("http"):
+        return
+    try:
+        urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+    except HTTPError:
+        return  # it answers; whether it lets us in shows itself later
+    except OSError as error:
+        raise UserError(f"MLflow at {uri} does not answer ({error}): start it, or correct its address.") from None
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Hold a lock beside an SQLite file: processes that create one at the same time break its migrations."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _artifact_root(settings: Mlflow) -> str | None:
+    """Where artifacts go; None leaves it to a server."""
+    if settings.tracking_uri.startswith("http"):
+        return None
+    return settings.artifacts if "://" in settings.artifacts else Path(settings.artifacts).resolve().as_uri()
+
+
+def log_run(record: Record, files: ModelFiles) -> LoggedRun:
+    """Record a run with its model; it stands as failed in MLflow where this does not come to its end."""
+    with mlflow.start_run(tags=dict(record.tags)) as run:
+        mlflow.log_params(_flatten(record.parameters))
+        for dataset in record.datasets:
+            mlflow.log_input(_described(dataset, record.tags), context=dataset.role)
+        for row in record.history:
+            figures = {f"train.{name}": float(value) for name, value in row.items() if name != "epoch"}
+            mlflow.log_metrics(figures, step=int(row["epoch"]))
+        for path in record.files:
+            mlflow.log_artifact(str(path))
+        for name, text in record.texts.items():
+            mlflow.log_text(text, name)
+        model = log_model(files)
+        mlflow.log_metrics(dict(record.metrics), model_id=model.model_id)
+    return LoggedRun(run.info.run_id, model.model_uri)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _described(dataset: Dataset, tags: Mapping[str, str]) -> MetaDataset:
+    """A dataset as MLflow knows it: DVC's address and digest in place of the data."""
+    address = {"dvc.path": dataset.path, "dvc.md5": dataset.md5, "git.commit": tags.get("git.commit", "none")}
+    source = CodeDatasetSource(address)
+    return MetaDataset(source, name=dataset.name, digest=dataset.md5[:12])  # type: ignore[abstract]
+
+
+def register(client: MlflowClient, name: str, run: LoggedRun, tags: Mapping[str, str], verdict: Verdict) -> Version:
+    """Register a run's model as the next version and give it its alias.
+
+    Args:
+        client: of `connect`.
+        name: the registered model.
+        run: of `log_run`.
+        tags: the lineage; the version has it, the verdict and its figures from its first moment.
+        verdict: whether it becomes champion; if not it stays challenger.
+    """
+    figures = {key: str(value) for key, value in verdict.summary().items()}
+    version = str(mlflow.register_model(run.model_uri, name, tags={**tags, **figures}).version)
+    client.set_registered_model_alias(name, CHALLENGER, version)
+    if verdict.promoted:
+        promote(client, name, version)
+    return next(row for row in list_versions(client, name) if str(row.version) == version)
+
+
+def promote(client: MlflowClient, name: str, version: str) -> None:
+    """Move `champion` to a version; the one that had it becomes challenger, with tag `previous_champion`."""
+    old = _aliases(client, name).get(CHAMPION)
+    if old == version:
+        return
+    client.set_registered_model_alias(name, CHAMPION, version)
+    client.delete_model_version_tag(name, version, PREVIOUS_CHAMPION)
+    if old is None:
+        client.delete_registered_model_alias(name, CHALLENGER)
+    else:
+        client.set_model_version_tag(name, old, PREVIOUS_CHAMPION, datetime.now(UTC).isoformat())
+        client.set_registered_model_alias(name, CHALLENGER, old)
+
+
+def champion(client: MlflowClient, name: str) -> ModelVersion | None:
+    """The version that has alias `champion`; None where no version has it, or there is none at all."""
+    number = _aliases(client, name).get(CHAMPION)
+    return None if number is None else client.get_model_version(name, number)
+
+
+def champion_scores(version: ModelVersion) -> pd.DataFrame:
+    """The test scores that a version's run recorded.
+
+    Raises:
+        UserError: the file is gone.
+    """
+    with _downloaded(version, f"runs:/{version.run_id}/{SCORES}") as path:
+        return pd.read_parquet(path)
+
+
+@contextmanager
+def stored_detector(version: ModelVersion) -> Iterator[Path]:
+    """A copy of a version's detector folder, for as long as the context lasts.
+
+    Raises:
+        UserError: the model's files are gone.
+    """
+    with _downloaded(version, f"models:/{version.name}/{version.version}") as path:
+        yield path / "artifacts" / DETECTOR
+
+
+@contextmanager
+def _downloaded(version: ModelVersion, uri: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            path = mlflow.artifacts.download_artifacts(uri, dst_path=folder)
+        except (MlflowException, OSError) as error:
+            raise UserError(
+                f"{uri} of {version.name} version {version.version} is not in the artifact store ({error}): "
+                "bring it back, or delete the version's alias to begin anew."
+            ) from None
+        yield Path(path)
+
+
+def list_versions(client: MlflowClient, name: str) -> list[Version]:
+    """All versions of a registered model, newest first; none where it does not exist."""
+    aliases = _aliases(client, name)
+    found = mlflow.search_model_versions(filter_string=f"name='{name}'")
+    return sorted((_row(item, aliases) for item in found), key=lambda row: -row.version)
+
+
+def _row(item: ModelVersion, aliases: Mapping[str, str]) -> Version:
+    figures = [item.tags[key] for key in FIGURES if key in item.tags]
+    return Version(
+        version=int(item.version),
+        aliases=tuple(sorted(alias for alias, number in aliases.items() if number == str(item.version))),
+        video_auc=Estimate(*map(float, figures)) if len(figures) == len(FIGURES) else None,
+        verdict=item.tags.get("verdict"),
+        created=datetime.fromtimestamp(item.creation_timestamp / 1000, UTC),
+        run_id=item.run_id,
+    )
+
+
+def _aliases(client: MlflowClient, name: str) -> dict[str, str]:
+    """Version numbers by alias; MLflow's search for versions leaves the aliases out."""
+    try:
+        return {alias: str(number) for alias, number in client.get_registered_model(name).aliases.items()}
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        return {}

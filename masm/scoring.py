@@ -1,0 +1,66 @@
+"""From images to scores: every frame of the face tables once, in constant memory, nothing dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import torch
+
+from masm.data.augment import to_float
+from masm.data.batches import decode
+from masm.data.table import read_failures, table_shards
+from masm.detector import Detector
+from masm.settings import Settings
+
+FACTS = ["dataset", "method", "video_id", "frame_index", "sample_id", "identity", "label"]
+SCORE_COLUMNS = [*FACTS, "score", "outcome"]
+
+
+def score(
+    detector: Detector, settings: Settings, datasets: Sequence[str], progress: Callable[[int], None] = lambda n: None
+) -> pd.DataFrame:
+    """Score every frame of some datasets.
+
+    Args:
+        detector: the model; it is not changed.
+        settings: where the face tables are, and the batch size.
+        datasets: names of datasets.
+        progress: called with the number of frames that were scored since.
+
+    Returns:
+        One row per frame, `score` the probability of fake before calibration. A video that could not be
+        taken in is one row too, with its outcome and no score.
+    """
+    parts = [_score_table(detector, settings, name, progress) for name in datasets]
+    return pd.concat(parts, ignore_index=True)[SCORE_COLUMNS]
+
+
+def _score_table(
+    detector: Detector, settings: Settings, dataset: str, progress: Callable[[int], None]
+) -> pd.DataFrame:
+    parts = []
+    for shard in table_shards(settings.table(dataset)):
+        with pq.ParquetFile(shard) as file:
+            for batch in file.iter_batches(settings.evaluate.batch_size, columns=[*FACTS, "image"]):
+                rows = batch.drop_columns(["image"]).to_pandas()
+                rows["score"] = probabilities(detector, batch["image"].to_pylist())
+                parts.append(rows)
+                progress(len(rows))
+    scored = pd.concat(parts, ignore_index=True).assign(outcome="ok")
+    failed = read_failures(settings.table(dataset)).to_pandas()
+    if failed.empty:
+        return scored
+    failed = failed.assign(frame_index=-1, score=np.nan)
+    failed["sample_id"] = failed["dataset"] + "/" + failed["method"] + "/" + failed["video_id"]
+    return pd.concat([scored, failed[SCORE_COLUMNS]], ignore_index=True)
+
+
+@torch.inference_mode()
+def probabilities(detector: Detector, images: list[bytes]) -> np.ndarray:
+    """Probability of fake (n,) float64 of encoded crops."""
+    detector.eval()
+    logits = detector(to_float(decode(images).to(detector.device)))
+    return torch.sigmoid(logits.double()).cpu().numpy()

@@ -1,0 +1,264 @@
+"""The training loop. It knows neither Ray nor plain processes: a worker's place in a group is an argument.
+
+With several workers each takes its share of every batch, and `replica` averages the gradients of the
+classification loss. The penalties depend on the parameters alone, which every worker holds alike: their
+gradients are added after the averaging, on each worker for itself, so that nothing is sent for them and the
+mask's statistics see the classification alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from masm.adapters import LayerMask, MaskSettings, orthogonality, spectral_consistency
+from masm.data.augment import augment, to_float
+from masm.data.batches import Batch, Frames, decode, steps_of_epoch, training_batches
+from masm.detector import Detector
+from masm.errors import UserError
+from masm.losses import classification_loss
+from masm.metrics import area_under_curve
+
+WARMUP_SHARE = 0.1
+"""Share of the steps over which the learning rate rises, before it falls along a cosine."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One run of the loop: what params.yaml fixes, and what the search found.
+
+    `epochs`, `batch_size` (over all workers), `lr`, `head_lr`, `weight_decay` (of the head) and `clip_norm`
+    as in params.yaml; `lambda_orth` and `lambda_spec` weight the two penalties.
+    """
+
+    epochs: int
+    batch_size: int
+    lr: float
+    head_lr: float
+    weight_decay: float
+    clip_norm: float
+    lambda_orth: float
+    lambda_spec: float
+    mask: MaskSettings
+    seed: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """A worker's place in its group."""
+
+    rank: int
+    world: int
+
+
+ALONE = Place(rank=0, world=1)
+
+
+class Trainer:
+    """A detector in training, with its optimiser, its layer mask and the best weights so far.
+
+    Args:
+        detector: on its device.
+        recipe: the settings of the run.
+        frames: the training frames; every worker holds the same.
+        validation: frames on which the checkpoint is chosen.
+        place: which share of each batch is this worker's.
+        replicate: wraps the detector so that backward averages gradients over the group.
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        recipe: Recipe,
+        frames: Frames,
+        validation: Frames,
+        place: Place = ALONE,
+        replicate: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        self.detector, self.recipe, self.place = detector, recipe, place
+        self.frames, self.validation = frames, validation
+        self.layers = detector.layers
+        self.mask = LayerMask(self.layers, recipe.mask)
+        self.optimizer = torch.optim.AdamW(detector.parameter_groups(recipe.lr, recipe.head_lr, recipe.weight_decay))
+        self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._replica = replicate(detector)
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+        self.mask_history: list[dict[str, Any]] = [{"step": 0, "free": self._free()}]
+        self.best_auc = -math.inf
+        self.best: dict[str, Tensor] = {}
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.recipe.epochs * steps_of_epoch(self.frames, self.recipe.batch_size)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every epoch is done."""
+        return self.epoch >= self.recipe.epochs
+
+    def run_epoch(self, on_step: Callable[[int, int], None] = lambda step, steps: None) -> dict[str, float]:
+        """Train one epoch, validate, and return the epoch's line of the history.
+
+        Args:
+            on_step: called with steps done and steps in all of the epoch.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        self.detector.train()
+        if self.epoch == 0:
+            self._calibrate()
+        steps = self.steps // self.recipe.epochs
+        losses = []
+        for step, batch in enumerate(self._batches()):
+            self._set_rates(self.epoch * steps + step)
+            losses.append(self._step(batch, self.epoch * steps + step))
+            on_step(step + 1, steps)
+        self.epoch += 1
+        line = {"epoch": self.epoch, "loss": float(np.mean(losses)), **self._validate()}
+        self.history.append(line)
+        return line
+
+    def _batches(self) -> Iterator[Batch]:
+        """This worker's share of the present epoch."""
+        recipe, place = self.recipe, self.place
+        return training_batches(self.frames, recipe.batch_size, recipe.seed, self.epoch, place.rank, place.world)
+
+    def _calibrate(self) -> None:
+        """Show a static mask the gradients of the pretrained model until it has decided."""
+        while self.mask.calibrating:
+            for batch in self._batches():
+                self._backward(batch)
+                if self.mask.decide():
+                    self.mask_history = [{"step": 0, "free": self._free()}]
+                if not self.mask.calibrating:
+                    break
+
+    def _backward(self, batch: Batch) -> Tensor:
+        """Gradients of the classification loss, which the mask takes in; returns the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        device = self.detector.device
+        images = augment(batch.images.to(device), batch.samples, self.recipe.seed, self.epoch)
+        loss = classification_loss(self._replica(images), batch.labels.to(device))
+        loss.backward()
+        self.mask.observe()
+        return loss.detach()
+
+    def _step(self, batch: Batch, step: int) -> float:
+        loss = self._backward(batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {step} of epoch {self.epoch}: lower train.lr; the checkpoints of "
+                "the epochs before are kept."
+            )
+        self._add_penalties()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
+        self.mask.silence(self.optimizer)
+        self.optimizer.step()
+        if self.mask.decide():
+            self.mask_history.append({"step": step + 1, "free": self._free()})
+        return loss.item()
+
+    def _add_penalties(self) -> None:
+        if not self.layers:
+            return
+        penalty = self.recipe.lambda_orth * orthogonality(self.layers)
+        penalty = penalty + self.recipe.lambda_spec * spectral_consistency(self.layers)
+        factors = [p for layer in self.layers.values() for p in layer.parameters() if p.requires_grad]
+        for factor, gradient in zip(factors, torch.autograd.grad(penalty, factors), strict=True):
+            factor.grad = gradient if factor.grad is None else factor.grad + gradient
+
+    def _set_rates(self, step: int) -> None:
+        factor = learning_rate_factor(step, self.steps)
+        for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = factor * rate
+
+    def _validate(self) -> dict[str, float]:
+        """AUC on the validation frames; better weights are remembered."""
+        logits = predict(self.detector, self.validation.images, self.recipe.batch_size * 4)
+        auc = area_under_curve(self.validation.labels, logits)
+        if auc > self.best_auc:
+            self.best_auc = auc
+            self.best = {name: p.detach().clone() for name, p in self._trainable().items()}
+        return {"val_auc": auc}
+
+    def load_best(self) -> None:
+        """Put the weights of the best epoch into the detector."""
+        with torch.no_grad():
+            for name, parameter in self._trainable().items():
+                parameter.copy_(self.best[name])
+
+    def _trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.detector.named_parameters() if p.requires_grad}
+
+    def _free(self) -> dict[str, list[bool]]:
+        return {name: list(free) for name, free in self.mask.free.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write all that `load` needs to go on as if nothing had happened (safetensors and JSON)."""
+        names = {id(p): name for name, p in self._trainable().items()}
+        tensors = {f"now.{name}": p.detach() for name, p in self._trainable().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors |= {f"mask.{name}": tensor for name, tensor in self.mask.state_dict().items()}
+        for parameter, state in self.optimizer.state.items():
+            tensors |= {f"optimizer.{names[id(parameter)]}/{key}": value for key, value in state.items()}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
+        progress = {
+            "epoch": self.epoch,
+            "best_auc": self.best_auc,
+            "history": self.history,
+            "mask_history": self.mask_history,
+        }
+        (folder / "progress.json").write_text(json.dumps(progress))
+
+    def load(self, folder: Path) -> None:
+        """Go on from a folder that `save` wrote."""
+        tensors = load_file(folder / "state.safetensors", device=str(self.detector.device))
+        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "mask": {}, "optimizer": {}}
+        for name, tensor in tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = tensor
+        with torch.no_grad():
+            for name, parameter in self._trainable().items():
+                parameter.copy_(parts["now"][name])
+                state = {
+                    key.split("/")[1]: value for key, value in parts["optimizer"].items() if key.split("/")[0] == name
+                }
+                if state:
+                    self.optimizer.state[parameter] = state
+        self.best = parts["best"]
+        self.mask.load_state_dict(parts["mask"])
+        progress = json.loads((folder / "progress.json").read_text())
+        self.epoch, self.best_auc = progress["epoch"], progress["best_auc"]
+        self.history, self.mask_history = progress["history"], progress["mask_history"]
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear rise over the first tenth of the steps, then a half cosine down to zero."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+@torch.inference_mode()
+def predict(detector: Detector, images: list[bytes], batch_size: int) -> np.ndarray:
+    """Logits (n,) float64 of encoded images, in their order."""
+    detector.eval()
+    logits = [
+        detector(to_float(decode(images[start : start + batch_size]).to(detector.device))).double().cpu()
+        for start in range(0, len(images), batch_size)
+    ]
+    return torch.cat(logits).numpy()

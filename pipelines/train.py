@@ -1,0 +1,185 @@
+"""Stage `train`: Ray Train runs the training loop on the best hyper-parameters, then fits the probe beside it."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import ray.train
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train.torch import TorchTrainer, prepare_model
+from ray.util.queue import Queue
+from rich.console import Console
+from rich.progress import Progress, TaskID
+
+from masm.cluster import connected, discard, work_name
+from masm.data.batches import Frames, load_frames
+from masm.data.profile import crop_profile
+from masm.data.versions import fetch_missing, in_checkout
+from masm.detector import Detector
+from masm.errors import UserError
+from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best
+from masm.metrics import choose_threshold, fit_calibration
+from masm.probe import fit_probe
+from masm.settings import Settings
+from masm.training import ALONE, Place, Trainer, predict
+from pipelines import run_stage
+
+
+def main(settings: Settings) -> None:
+    """Write models/detector, models/probe and models/train.json; a run that was killed goes on where it was."""
+    fetch_missing(settings.root, ["search", *(f"ingest@{name}" for name in settings.with_role("train"))])
+    found = read_best(settings.root / "search" / "best.json")
+    name = work_name("train", settings, settings.train, settings.adapter, settings.mask, asdict(found))
+    trainer = make_trainer(settings, found)
+    with connected(settings.ray, cpus=settings.train.workers):
+        result = _fit(settings, found, name, trainer.steps)
+        with result.checkpoint.as_directory() as folder:
+            trainer.load(Path(folder))
+    trainer.load_best()
+    _write(settings, found, trainer)
+    if in_checkout(settings.root):  # what a job leaves in the storage path is all that remains of it
+        discard(settings.ray.storage, name)
+
+
+def make_trainer(
+    settings: Settings,
+    found: Hyperparameters,
+    place: Place = ALONE,
+    replicate: Callable[[torch.nn.Module], torch.nn.Module] = lambda module: module,
+) -> Trainer:
+    """The trainer of the final run; every worker, and the stage itself, makes the same one."""
+    tables = [settings.table(name) for name in settings.with_role("train")]
+    frames, validation = load_frames(tables, "train"), load_frames(tables, "val")
+    recipe = make_recipe(settings, settings.train, found)
+    return Trainer(build_detector(settings, found), recipe, frames, validation, place, replicate)
+
+
+def worker(config: dict[str, Any]) -> None:
+    """One worker of the group: train epoch by epoch, with a checkpoint after each."""
+    context = ray.train.get_context()
+    place = Place(context.get_world_rank(), context.get_world_size())
+    trainer = make_trainer(config["settings"], config["found"], place, replicate=_replicate)
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            trainer.load(Path(folder))
+    while not trainer.finished:
+        line = trainer.run_epoch(Reporter(config["queue"], trainer.epoch) if place.rank == 0 else lambda *_: None)
+        with tempfile.TemporaryDirectory() as folder:
+            if place.rank == 0:
+                trainer.save(Path(folder))
+            ray.train.report(line, checkpoint=Checkpoint.from_directory(folder) if place.rank == 0 else None)
+
+
+def _replicate(detector: torch.nn.Module) -> torch.nn.Module:
+    # The buffers are the frozen weights: they are alike everywhere, and sending them in every step is waste.
+    return prepare_model(detector, parallel_strategy_kwargs={"broadcast_buffers": False})
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Tells the stage, wherever it runs, how many steps are done."""
+
+    queue: Queue
+    epoch: int
+
+    def __call__(self, step: int, steps: int) -> None:
+        """Send the number of steps done since the start."""
+        self.queue.put(self.epoch * steps + step)
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Queue]:
+    """A progress bar that follows a queue of step numbers."""
+    queue = Queue(actor_options={"num_cpus": 0})
+
+    def follow(bar: Progress, task: TaskID) -> None:
+        while (step := queue.get()) is not None:
+            bar.update(task, completed=step)
+
+    with Progress(console=Console(stderr=True)) as bar:
+        follower = Thread(target=follow, args=(bar, bar.add_task("train", total=steps)), daemon=True)
+        follower.start()
+        try:
+            yield queue
+        finally:
+            queue.put(None)
+            follower.join()
+
+
+def _fit(settings: Settings, found: Hyperparameters, name: str, steps: int) -> ray.train.Result:
+    """Run the workers; Ray replaces one that is lost, and goes on from the last checkpoint.
+
+    Raises:
+        UserError: the mistake that a worker found, or the first line of what stopped the training.
+    """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    with _progress(steps) as queue:
+        trainer = TorchTrainer(
+            worker,
+            train_loop_config={"settings": settings, "found": found, "queue": queue},
+            scaling_config=ScalingConfig(num_workers=settings.train.workers, use_gpu=gpus >= settings.train.workers),
+            run_config=RunConfig(
+                name=name,
+                storage_path=settings.ray.storage,
+                failure_config=FailureConfig(max_failures=settings.train.max_failures),
+                checkpoint_config=CheckpointConfig(num_to_keep=2),
+            ),
+        )
+        try:
+            return trainer.fit()
+        except WorkerGroupError as error:
+            for failure in error.worker_failures.values():
+                if isinstance(failure, UserError):
+                    raise failure from None
+            raise
+
+
+def _write(settings: Settings, found: Hyperparameters, trainer: Trainer) -> None:
+    """The detector and the probe, each with threshold and calibration fitted on validation."""
+    models = settings.root / "models"
+    card = _save(settings, trainer.detector, trainer.validation, models / "detector")
+    probe = build_detector(settings, None)
+    probe_auc = fit_probe(probe, trainer.frames, trainer.validation, settings.evaluate.batch_size)
+    _save(settings, probe, trainer.validation, models / "probe")
+    metrics = {
+        "val_auc": trainer.best_auc,
+        "probe_val_auc": probe_auc,
+        "loss": trainer.history[-1]["loss"],
+        "threshold": card["threshold"],
+        "trainable_parameters": sum(p.numel() for p in trainer.detector.parameters() if p.requires_grad),
+    }
+    record = {
+        "hyperparameters": asdict(found),
+        "metrics": metrics,
+        "steps": trainer.steps,
+        "history": trainer.history,
+        "mask_history": trainer.mask_history,
+    }
+    (models / "train.json").write_text(json.dumps(record, indent=1) + "\n")
+    Console().print_json(data={"train": metrics})
+
+
+def _save(settings: Settings, detector: Detector, validation: Frames, folder: Path) -> dict[str, Any]:
+    """Write a detector folder, and return its card."""
+    logits = predict(detector, validation.images, settings.evaluate.batch_size)
+    calibration = fit_calibration(validation.labels, logits)
+    probabilities = torch.sigmoid(torch.from_numpy(logits)).numpy()
+    card = {
+        "crop": asdict(crop_profile(settings)),
+        "threshold": choose_threshold(validation.labels, probabilities, settings.train.false_positive_rate),
+        "calibration": asdict(calibration),
+    }
+    detector.save(folder, card)
+    return card
+
+
+if __name__ == "__main__":
+    run_stage(main)

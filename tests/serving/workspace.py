@@ -1,0 +1,133 @@
+"""A small workspace as the stages before `promote` leave it, with a real detector on random crops."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from masm.adapters import AdapterSettings
+from masm.backbones import Backbone, build_backbone
+from masm.data.faces import CropProfile
+from masm.data.table import SCHEMA, write_table
+from masm.detector import Detector
+from masm.scoring import score
+from masm.settings import Settings, load_settings
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE = 32
+PROFILE = CropProfile("given", SIZE, 1.3, None)
+TESTS = ("upsample", "denoise")
+
+
+@contextmanager
+def own_address() -> Iterator[None]:
+    """Keep MLflow's address, which it leaves in the environment and so before params.yaml, from other tests."""
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def tiny_detector(seed: int) -> Detector:
+    """An adapted vision transformer of width 32 and depth 2, with random weights."""
+    arguments = {"img_size": SIZE, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = build_backbone("vit_tiny_patch16_224", arguments)
+    backbone = Backbone(model, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "vit_tiny_patch16_224", arguments)
+    return Detector.build(backbone, AdapterSettings("masm", 2, 2, "interleaved", ("q", "v")), seed)
+
+
+def save(detector: Detector, folder: Path, profile: CropProfile = PROFILE) -> None:
+    """Write the detector folder as the stage `train` does."""
+    calibration = {"temperature": 2.0, "bias": 0.25}
+    detector.save(folder, {"crop": asdict(profile), "threshold": 0.5, "calibration": calibration})
+
+
+def random_crop(*key: int) -> bytes:
+    """A PNG of noise."""
+    noise = np.random.default_rng(key).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    return cv2.imencode(".png", noise)[1].tobytes()
+
+
+def make_workspace(root: Path, store: Path) -> Settings:
+    """A workspace with face tables of noise, dvc.lock and the former stages' outputs.
+
+    `store` is MLflow's SQLite file. Its model and experiment have the name of the workspace's parent folder, so
+    that tests share the file, which takes seconds to make, and nothing in it.
+    """
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["code"] = str(ROOT)
+    tree["datasets"] = {name: tree["datasets"][name] for name in ("swap", "selfblend", *TESTS)}
+    tree["crop"] |= {"size": SIZE}
+    tree["evaluate"] |= {"draws": 200}
+    name = root.parent.name
+    tree["mlflow"] |= {"tracking_uri": f"sqlite:///{store}", "experiment": name, "model": name}
+    root.mkdir(parents=True)
+    (root / "params.yaml").write_text(yaml.safe_dump(tree))
+    settings = load_settings(root / "params.yaml")
+    for number, name in enumerate(TESTS):
+        write_table(settings.table(name), [_row(name, number, video) for video in range(24)], [])
+    lock_data(root, dict.fromkeys(settings.datasets, "0" * 32))
+    _write_outputs(root)
+    use_detector(settings, tiny_detector(0))
+    return settings
+
+
+def _row(dataset: str, number: int, video: int) -> dict[str, object]:
+    label = video % 2
+    return dict.fromkeys(SCHEMA.names) | {
+        "sample_id": f"{dataset}/{video}",
+        "dataset": dataset,
+        "split": "test",
+        "label": label,
+        "method": dataset if label else "real",
+        "video_id": f"v{video}",
+        "frame_index": 0,
+        "identity": f"p{video}",
+        "image": random_crop(number, video),
+        "schema_version": 1,
+    }
+
+
+def _write_outputs(root: Path) -> None:
+    for folder in ("models", "search", "reports"):
+        (root / folder).mkdir()
+    history = [{"epoch": 1, "loss": 0.7, "val_auc": 0.6}, {"epoch": 2, "loss": 0.5, "val_auc": 0.8}]
+    found = {"hyperparameters": {"rank": 2}}
+    (root / "models" / "train.json").write_text(json.dumps({"history": history, **found}))
+    (root / "search" / "best.json").write_text(json.dumps(found))
+    (root / "reports" / "metrics.json").write_text(json.dumps({"adapted.macro.video_auc": 0.75}))
+    (root / "reports" / "report.html").write_text("<p>report</p>")
+
+
+def lock_data(root: Path, digests: dict[str, str]) -> None:
+    """Write dvc.lock with these digests of the face tables."""
+    outs = {name: [{"path": f"data/{name}", "md5": md5}] for name, md5 in digests.items()}
+    stages = {f"ingest@{name}": {"outs": out} for name, out in outs.items()}
+    (root / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+
+
+def use_detector(settings: Settings, detector: Detector) -> pd.DataFrame:
+    """Put a detector, and its own scores, where the stages `train` and `evaluate` do; return the scores."""
+    save(detector, settings.root / "models" / "detector")
+    loaded = Detector.load(settings.root / "models" / "detector", merged=True)
+    scores = score(loaded, settings, TESTS)
+    use_scores(settings, scores)
+    return scores
+
+
+def use_scores(settings: Settings, scores: pd.DataFrame) -> None:
+    """Write the scores as `evaluate` does: the probe's are there too, and must not be taken for these."""
+    probe = scores.assign(score=0.5, model="probe")
+    both = pd.concat([probe, scores.assign(model="adapted")], ignore_index=True)
+    both.to_parquet(settings.root / "reports" / "scores.parquet", index=False)

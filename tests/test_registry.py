@@ -1,0 +1,246 @@
+"""The registry and the stage `promote` against a real MLflow on SQLite: every test has a store of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import expit, logit
+
+from masm import registry
+from masm.detector import Detector
+from masm.errors import UserError
+from masm.lineage import code_changes, lineage
+from masm.metrics import area_under_curve
+from masm.settings import Settings
+from pipelines import promote
+from tests.serving.workspace import (
+    PROFILE,
+    TESTS,
+    lock_data,
+    make_workspace,
+    own_address,
+    save,
+    tiny_detector,
+    use_detector,
+    use_scores,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store") / "mlflow.db"
+
+
+@pytest.fixture
+def settings(tmp_path: Path, store: Path) -> Iterator[Settings]:
+    with own_address():
+        yield make_workspace(tmp_path / "workspace", store)
+
+
+def run_promote(settings: Settings) -> dict[str, Any]:
+    promote.main(settings)
+    return json.loads((settings.root / "reports" / "promotion.json").read_text())
+
+
+def shifted(scores: pd.DataFrame, by: float) -> pd.DataFrame:
+    """The same scores, with the fakes' logits moved up (better) or down (worse)."""
+    return scores.assign(score=expit(logit(scores["score"]) + by * scores["label"]))
+
+
+def roles(settings: Settings) -> dict[int, tuple[str, ...]]:
+    client = registry.connect(settings.mlflow)
+    return {row.version: row.aliases for row in registry.list_versions(client, settings.mlflow.model)}
+
+
+def test_empty_registry_has_no_versions_and_no_champion(settings: Settings) -> None:
+    client = registry.connect(settings.mlflow)
+    assert registry.list_versions(client, settings.mlflow.model) == []
+    assert registry.champion(client, settings.mlflow.model) is None
+
+
+def test_first_version_becomes_champion_and_is_listed_with_its_auc(settings: Settings) -> None:
+    scores = use_detector(settings, tiny_detector(0))
+    expected = np.mean([area_under_curve(*_labels_and_scores(scores, name)) for name in TESTS])
+    report = run_promote(settings)
+    assert (report["version"], report["aliases"], report["verdict"]) == (1, ["champion"], "promoted")
+    client = registry.connect(settings.mlflow)
+    (row,) = registry.list_versions(client, settings.mlflow.model)
+    assert row.video_auc is not None
+    assert row.video_auc.value == pytest.approx(expected, abs=1e-12)
+    assert row.video_auc.low <= row.video_auc.value <= row.video_auc.high
+    assert (row.verdict, row.run_id) == ("promoted", report["run_id"])
+    champion = registry.champion(client, settings.mlflow.model)
+    assert champion is not None
+    assert int(champion.version) == 1
+
+
+def _labels_and_scores(scores: pd.DataFrame, dataset: str) -> tuple[np.ndarray, np.ndarray]:
+    rows = scores[scores["dataset"] == dataset]
+    return rows["label"].to_numpy(), rows["score"].to_numpy()
+
+
+def test_run_keeps_settings_history_data_and_lineage(settings: Settings) -> None:
+    run_id = run_promote(settings)["run_id"]
+    client = registry.connect(settings.mlflow)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.lr"] == "0.001"
+    assert run.data.params["hyperparameters.rank"] == "2"
+    assert run.data.metrics["adapted.macro.video_auc"] == 0.75
+    assert [point.value for point in client.get_metric_history(run_id, "train.val_auc")] == [0.6, 0.8]
+    datasets = {item.dataset.name: item for item in run.inputs.dataset_inputs}
+    assert datasets["upsample"].dataset.digest == "0" * 12
+    assert [tag.value for tag in datasets["upsample"].tags if tag.key == "mlflow.data.context"] == ["test"]
+    logged = {item.path for item in client.list_artifacts(run_id)}
+    assert {"report.html", "scores.parquet", "metrics.json", "best.json", "environment.txt"} <= logged
+    version = client.get_model_version(settings.mlflow.model, "1")
+    assert {"git.commit", "git.dirty", "settings.hash", "environment.hash"} <= set(version.tags)
+    for key in lineage(settings, {"upsample": ""}):
+        assert version.tags[key] == run.data.tags[key]
+
+
+def test_better_version_takes_champion_and_the_old_one_keeps_its_tag(settings: Settings) -> None:
+    scores = use_detector(settings, tiny_detector(0))
+    run_promote(settings)
+    use_scores(settings, shifted(scores, 10))
+    report = run_promote(settings)
+    assert (report["verdict"], report["aliases"], report["video_auc"]) == ("promoted", ["champion"], 1.0)
+    assert report["difference"] == pytest.approx(1.0 - report["champion_video_auc"])
+    assert roles(settings) == {2: ("champion",), 1: ("challenger",)}
+    client = registry.connect(settings.mlflow)
+    assert registry.PREVIOUS_CHAMPION in client.get_model_version(settings.mlflow.model, "1").tags
+    registry.promote(client, settings.mlflow.model, "2")  # it is champion already
+    assert registry.PREVIOUS_CHAMPION not in client.get_model_version(settings.mlflow.model, "2").tags
+    registry.promote(client, settings.mlflow.model, "1")
+    assert roles(settings) == {2: ("challenger",), 1: ("champion",)}
+    assert registry.PREVIOUS_CHAMPION not in client.get_model_version(settings.mlflow.model, "1").tags
+    assert registry.PREVIOUS_CHAMPION in client.get_model_version(settings.mlflow.model, "2").tags
+
+
+@pytest.mark.parametrize(("change", "reason"), [(0.0, "a tie keeps the champion"), (-10.0, "not better")])
+def test_version_that_is_not_better_stays_challenger(settings: Settings, change: float, reason: str) -> None:
+    scores = use_detector(settings, tiny_detector(0))
+    run_promote(settings)
+    use_scores(settings, shifted(scores, change))
+    report = run_promote(settings)
+    assert (report["version"], report["verdict"], report["aliases"]) == (2, "held", ["challenger"])
+    assert report["reason"].startswith(reason)
+    assert roles(settings) == {2: ("challenger",), 1: ("champion",)}
+    client = registry.connect(settings.mlflow)
+    assert registry.PREVIOUS_CHAMPION not in client.get_model_version(settings.mlflow.model, "1").tags
+
+
+def test_champion_judged_on_other_data_is_scored_again(settings: Settings) -> None:
+    real = use_detector(settings, tiny_detector(0))
+    use_scores(settings, shifted(real, 10))  # what the champion scored on the former data: all right
+    run_promote(settings)
+    lock_data(settings.root, dict.fromkeys(settings.datasets, "0" * 32) | {"upsample": "1" * 32})
+    use_scores(settings, shifted(real, 0.2))
+    report = run_promote(settings)
+    on_new_data = np.mean([area_under_curve(*_labels_and_scores(real, name)) for name in TESTS])
+    assert report["champion_video_auc"] == pytest.approx(on_new_data, abs=1e-9)
+    assert (report["verdict"], report["aliases"]) == ("promoted", ["champion"])
+
+
+def test_other_training_data_do_not_make_the_champion_score_again(settings: Settings) -> None:
+    real = use_detector(settings, tiny_detector(0))
+    use_scores(settings, shifted(real, 10))
+    run_promote(settings)
+    lock_data(settings.root, dict.fromkeys(settings.datasets, "0" * 32) | {"swap": "1" * 32})
+    use_scores(settings, real)
+    assert run_promote(settings)["champion_video_auc"] == 1.0
+
+
+def test_champion_for_other_crops_is_not_compared(settings: Settings) -> None:
+    other = type(PROFILE)("given", PROFILE.size, 1.5, None)
+    save(tiny_detector(0), settings.root / "models" / "detector", other)
+    run_promote(settings)
+    use_detector(settings, tiny_detector(0))
+    lock_data(settings.root, dict.fromkeys(settings.datasets, "1" * 32))
+    report = run_promote(settings)
+    assert (report["verdict"], report["aliases"]) == ("held", ["challenger"])
+    assert "other crops" in report["reason"]
+
+
+def test_detector_comes_back_from_the_registry(settings: Settings) -> None:
+    detector = tiny_detector(3)
+    use_detector(settings, detector)
+    run_promote(settings)
+    champion = registry.champion(registry.connect(settings.mlflow), settings.mlflow.model)
+    assert champion is not None
+    with registry.stored_detector(champion) as folder:
+        loaded = Detector.load(folder, merged=True)
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        stored = loaded.eval()(images)
+        torch.testing.assert_close(stored, detector.eval()(images), atol=1e-5, rtol=0)
+
+
+def test_champion_without_its_files_is_named(settings: Settings) -> None:
+    run_promote(settings)
+    client = registry.connect(settings.mlflow)
+    champion = registry.champion(client, settings.mlflow.model)
+    assert champion is not None
+    (scores,) = Path(settings.mlflow.artifacts).rglob("scores.parquet")
+    scores.unlink()
+    with pytest.raises(UserError, match=r"scores\.parquet of .* version 1"):
+        registry.champion_scores(champion)
+
+
+@pytest.mark.parametrize("name", ["models/train.json", "reports/scores.parquet", "models/detector/detector.json"])
+def test_missing_output_of_a_former_stage_is_the_users_mistake(settings: Settings, name: str) -> None:
+    (settings.root / name).unlink()
+    with pytest.raises(UserError, match=name):
+        promote.main(settings)
+
+
+def test_store_that_cannot_be_opened_is_the_users_mistake(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "not-a-database").write_text("plain text, and long enough to be no SQLite header at all")
+    uri = f"sqlite:///{tmp_path / 'not-a-database'}"
+    with pytest.raises(UserError, match="cannot be used"):
+        registry.connect(settings.mlflow.model_copy(update={"tracking_uri": uri}))
+
+
+def test_server_that_does_not_answer_is_the_users_mistake(settings: Settings) -> None:
+    with pytest.raises(UserError, match="does not answer"):
+        registry.connect(settings.mlflow.model_copy(update={"tracking_uri": "http://127.0.0.1:9"}))
+
+
+@pytest.mark.slow
+def test_processes_may_make_the_same_store_at_once(tmp_path: Path) -> None:
+    settings = make_workspace(tmp_path / "workspace", tmp_path / "fresh.db")
+    code = "from masm import registry, settings; registry.connect(settings.load_settings().mlflow)"
+    started = [subprocess.Popen([sys.executable, "-c", code], cwd=settings.root) for _ in range(3)]
+    assert [process.wait() for process in started] == [0, 0, 0]
+
+
+def git(folder: Path, *arguments: str) -> None:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", "-C", str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+def test_only_code_and_settings_make_a_tree_dirty(settings: Settings, tmp_path: Path) -> None:
+    root = settings.root
+    inside = settings.model_copy(update={"code": root})
+    (root / "code.py").write_text("first = 1\n")
+    assert lineage(inside, {})["git.commit"] == "none"
+    git(root, "init")
+    git(root, "add", "code.py", "params.yaml", "dvc.lock", "reports")
+    git(root, "commit", "-m", "first")
+    lock_data(root, {"swap": "2" * 32})
+    (root / "reports" / "metrics.json").write_text("{}")
+    (root / "untracked.txt").write_text("not code\n")
+    assert lineage(inside, {})["git.dirty"] == "false"
+    assert len(lineage(inside, {})["git.commit"]) == 40
+    (root / "code.py").write_text("second = 2\n")
+    assert lineage(inside, {})["git.dirty"] == "true"
+    assert "+second = 2" in code_changes(root)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from sklearn.metrics import roc_auc_score
+from torch.nn.parallel import DistributedDataParallel
+
+from masm.adapters import AdapterSettings, MaskSettings
+from masm.backbones import Backbone, build_backbone
+from masm.data.batches import Frames
+from masm.detector import Detector
+from masm.errors import UserError
+from masm.training import ALONE, Place, Recipe, Trainer, learning_rate_factor, predict
+
+ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+ADAPTER = AdapterSettings("masm", rank=2, subspaces=2, grouping="interleaved", targets=("q", "v", "fc1"))
+ADAPTIVE = MaskSettings("adaptive", "quantile", threshold=0.5, interval=3, momentum=0.8)
+RECIPE = Recipe(
+    epochs=4, batch_size=8, lr=1e-2, head_lr=3e-2, weight_decay=0.01, clip_norm=1.0,
+    lambda_orth=0.1, lambda_spec=0.1, mask=ADAPTIVE, seed=5,
+)  # fmt: skip
+
+
+def make_detector() -> Detector:
+    torch.manual_seed(0)
+    name = "vit_tiny_patch16_224"
+    backbone = Backbone(build_backbone(name, ARGUMENTS), (0.5,) * 3, (0.5,) * 3, name, ARGUMENTS)
+    return Detector.build(backbone, ADAPTER, seed=1)
+
+
+def make_frames(count: int, seed: int) -> Frames:
+    """Noise, a little rougher where it is fake: learnable, but not in one step."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 2
+    images = []
+    for label in labels:
+        noise = rng.normal(128, 30, (16, 16, 3))
+        pixels = noise if label else cv2.GaussianBlur(noise, (0, 0), 0.8)
+        images.append(cv2.imencode(".png", np.clip(pixels, 0, 255).astype(np.uint8))[1].tobytes())
+    names = np.array([str(i) for i in range(count)])
+    return Frames(images, labels, np.where(labels == 1, "swap", "real"), names)
+
+
+def make_trainer(recipe: Recipe = RECIPE, place: Place = ALONE, **how: object) -> Trainer:
+    return Trainer(make_detector(), recipe, make_frames(48, 1), make_frames(24, 2), place, **how)  # type: ignore[arg-type]
+
+
+def trainable(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.detector.named_parameters() if p.requires_grad}
+
+
+def test_training_learns_and_keeps_the_best_epoch() -> None:
+    trainer = make_trainer(replace(RECIPE, epochs=8))
+    while not trainer.finished:
+        trainer.run_epoch()
+    losses = [line["loss"] for line in trainer.history]
+    assert losses[-1] < 0.7 * losses[0]
+    assert trainer.best_auc == max(line["val_auc"] for line in trainer.history)
+    trainer.load_best()
+    logits = predict(trainer.detector, trainer.validation.images, batch_size=7)
+    assert roc_auc_score(trainer.validation.labels, logits) == pytest.approx(trainer.best_auc, abs=1e-12)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first, second = make_trainer(), make_trainer()
+    for trainer in (first, second):
+        trainer.run_epoch()
+    assert all(torch.equal(value, trainable(second)[name]) for name, value in trainable(first).items())
+
+
+def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
+    whole = make_trainer()
+    for _ in range(4):
+        whole.run_epoch()
+    first = make_trainer()
+    for _ in range(2):
+        first.run_epoch()
+    first.save(tmp_path)
+    second = make_trainer()
+    second.load(tmp_path)
+    while not second.finished:
+        second.run_epoch()
+    assert second.history == whole.history
+    assert second.mask_history == whole.mask_history
+    assert all(torch.equal(value, trainable(whole)[name]) for name, value in trainable(second).items())
+    assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 2
+
+
+def test_the_mask_is_logged_each_time_it_changes() -> None:
+    trainer = make_trainer()
+    trainer.run_epoch()
+    states = trainer.mask_history
+    assert states[0]["step"] == 0
+    assert len(states) > 1
+    assert all(state["step"] % ADAPTIVE.interval == 0 for state in states[1:])
+    assert all(one["free"] != next_["free"] for one, next_ in pairwise(states))
+
+
+def test_a_static_mask_is_decided_before_the_first_step() -> None:
+    static = MaskSettings("static", "quantile", threshold=0.7, interval=5, momentum=0.9)
+    trainer = make_trainer(replace(RECIPE, mask=static))
+    before = trainable(trainer)
+    trainer.run_epoch()
+    assert len(trainer.mask_history) == 1
+    for layer, free in trainer.mask_history[0]["free"].items():
+        moved = [
+            not torch.equal(before[name], value)
+            for name, value in trainable(trainer).items()
+            if name.startswith(f"backbone.{layer}.")
+        ]
+        assert moved
+        assert all(moved) if any(free) else not any(moved)
+    assert {any(free) for free in trainer.mask_history[0]["free"].values()} == {True, False}
+
+
+def test_penalties_are_added_to_the_classification_gradient() -> None:
+    """Heavy penalties hold the factors near their start; without them they go further."""
+
+    def distance(weight: float) -> float:
+        trainer = make_trainer(replace(RECIPE, lambda_orth=weight, lambda_spec=weight, clip_norm=1e9))
+        before = trainable(trainer)
+        trainer.run_epoch()
+        return sum(float((v - before[k]).square().sum()) for k, v in trainable(trainer).items() if "head" not in k)
+
+    assert distance(1e4) < 0.8 * distance(0.0)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    trainer = make_trainer()
+    with torch.no_grad():
+        trainer.detector.head.weight.fill_(math.nan)
+    with pytest.raises(UserError, match=r"the loss is nan at step 0 of epoch 0: lower train\.lr"):
+        trainer.run_epoch()
+
+
+def test_learning_rate_rises_then_falls_to_zero() -> None:
+    factors = [learning_rate_factor(step, 100) for step in range(100)]
+    assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert factors[10:] == pytest.approx([0.5 * (1 + np.cos(np.pi * i / 90)) for i in range(90)])
+    assert learning_rate_factor(0, 1) == 1
+
+
+def _two_workers(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    trainer = make_trainer(place=Place(rank, 2), replicate=DistributedDataParallel)
+    trainer.run_epoch()
+    torch.save(trainable(trainer), f"{folder}/{rank}.pt")
+    Path(folder, f"{rank}.json").write_text(json.dumps(trainer.mask_history))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_one(tmp_path: Path) -> None:
+    """Same batches, same masks and the same weights but for rounding, although each sees half of a batch."""
+    mp.spawn(_two_workers, (str(tmp_path),), nprocs=2)
+    alone = make_trainer()
+    alone.run_epoch()
+    both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, value in trainable(alone).items():
+        assert torch.equal(both[0][name], both[1][name])
+        torch.testing.assert_close(both[0][name], value, rtol=2e-3, atol=2e-4)
+    masks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
+    assert masks[0] == masks[1] == alone.mask_history
