@@ -52,7 +52,8 @@ def connected(settings: Ray, cpus: int) -> Iterator[None]:
         available = ray.cluster_resources().get("CPU", 0)
         if available < cpus:
             raise UserError(
-                f"the stage needs {cpus} CPUs, the Ray cluster has {available:g}: add nodes or lower workers/concurrent."
+                f"the stage needs {cpus} CPUs, the Ray cluster has {available:g}: add nodes, or lower train.workers "
+                "or search.concurrent."
             )
         yield
     finally:

@@ -196,14 +196,15 @@ def whiten_patches(encoder: VisionTransformer, images: np.ndarray) -> None:
     """Let the patch embedding start as the whitening of patches (principal components of equal variance).
 
     Args:
-        encoder: as many features as a patch has values.
+        encoder: with fewer features than a patch has values, the components that vary most are taken.
         images: (n, S, S, 3) uint8.
     """
     projection = encoder.patch_embed.proj
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     patches = nn.functional.unfold(pixels, projection.kernel_size, stride=projection.stride)
     values = patches.transpose(1, 2).flatten(0, 1).double()
-    variances, components = torch.linalg.eigh(values.T.cov())
+    variances, components = torch.linalg.eigh(values.T.cov())  # ascending: the last ones vary most
+    variances, components = variances[-projection.out_channels :], components[:, -projection.out_channels :]
     weight = TOKEN_STD * components.T / (variances.clamp_min(0) + VARIANCE_FLOOR).sqrt()[:, None]
     projection.weight.copy_(weight.reshape(projection.weight.shape))
     projection.bias.copy_(-weight @ values.mean(0))

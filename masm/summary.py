@@ -21,12 +21,13 @@ def print_summary(settings: Settings, console: Console) -> None:
     metrics = json.loads((reports / "metrics.json").read_text())
     promotion = json.loads((reports / "promotion.json").read_text())
     console.print(results_table(metrics, settings.with_role("test")))
-    gain = f"{metrics['gain.video_auc']:+.3f} [{metrics['gain.video_auc_low']:+.3f}, {metrics['gain.video_auc_high']:+.3f}]"
-    console.print(f"Adapted minus probe, mean video AUC, paired: {gain} (95 % interval)", highlight=False)
-    aliases = ", ".join(promotion["aliases"])
+    gain, low, high = (metrics[f"gain.video_auc{end}"] for end in ("", "_low", "_high"))
     console.print(
-        f"\n{promotion['model']} version {promotion['version']} is [bold]{aliases}[/]: {promotion['reason']}"
+        f"Adapted minus probe, mean video AUC, paired: {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f}",
+        highlight=False,
     )
+    version = f"{promotion['model']} version {promotion['version']}"
+    console.print(f"\n{version} is [bold]{', '.join(promotion['aliases'])}[/]: {promotion['reason']}")
     console.print("\nWhere to look next", style="bold")
     here = Path.cwd()
     for what, where in (

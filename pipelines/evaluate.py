@@ -91,9 +91,9 @@ def _report_inputs(
     gain = gains["macro"]
     return ReportInputs(
         model=f"MASM on {settings.backbone.name}",
-        verdict=f"Mean video AUC on unseen test datasets is {cards['adapted'].video_auc.value:.3f}; the frozen-backbone "
-        f"probe reaches {cards['probe'].video_auc.value:.3f} (difference {gain.value:+.3f}, 95 % interval "
-        f"{gain.low:+.3f} to {gain.high:+.3f}).",
+        verdict=f"Mean video AUC on unseen test datasets is {cards['adapted'].video_auc.value:.3f}; the "
+        f"frozen-backbone probe reaches {cards['probe'].video_auc.value:.3f} (difference {gain.value:+.3f}, 95 % "
+        f"interval {gain.low:+.3f} to {gain.high:+.3f}).",
         scores=scores,
         scorecards=cards,
         differences=gains,

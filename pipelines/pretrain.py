@@ -23,19 +23,21 @@ from masm.settings import Settings
 from pipelines import run_stage
 
 NAME = "vit_tiny_patch16_224"  # timm's; these arguments make of it a transformer for small images
-ARGUMENTS = {"img_size": 64, "patch_size": 8, "depth": 6, "global_pool": "avg", "fc_norm": False}
+ARGUMENTS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "depth": 6, "global_pool": "avg", "fc_norm": False}
 
 README = """\
 # The starter backbone
 
 `model.safetensors` holds a vision transformer without head: timm's `{name}` with
 `{arguments}`, mean and std 0.5. This project pretrained it by masked
-autoencoding (75 % of the patches hidden) on faces that `masm/data/procedural.py` drew: {people} people,
+autoencoding (75 % of the patches hidden; the patch embedding starts as a whitening, and the energies of the
+patches are predicted beside the pixels) on faces that `masm/data/procedural.py` drew: {people} people,
 {photographs} photographs of each, {views} crops of each photograph through a random camera of `masm/data/camera.py`.
 It saw no photograph of a person, and no forgery.
 
 - Command: `{command}`, seed {seed}, {steps} steps of {batch_size} images, peak learning rate {lr}.
-- Loss reached: {loss:.4f} (mean squared error on hidden patches, each normalised to variance 1).
+- Loss reached: {loss:.4f} (mean squared error on hidden patches, each normalised to variance 1, plus a
+  quarter of that on the normalised log energies of all patches).
 - Took {minutes:.0f} minutes on {machine}, torch {torch}.
   Another machine rounds differently: there the command gives weights that are not bit-identical to these.
 - Licence: Apache-2.0, as the rest of the project.

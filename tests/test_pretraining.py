@@ -8,16 +8,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.fft import dctn
 
 from masm.backbones import build_backbone
 from masm.pretraining import (
+    BANDS,
+    ENERGY_FLOOR,
     FIRST_PERSON,
+    TOKEN_STD,
     VIEWS,
     MaskedAutoencoder,
     PretrainRecipe,
     learning_rate_share,
     pretrain,
     views_of,
+    whiten_patches,
 )
 
 RECIPE = PretrainRecipe(seed=3, people=4, photographs=1, steps=30, batch_size=16, lr=1e-3)
@@ -69,7 +74,7 @@ def test_encoder_sees_the_visible_patches_alone(images: np.ndarray) -> None:
 def test_targets_are_normalised_patches_in_the_order_of_the_tokens() -> None:
     model = MaskedAutoencoder(build_backbone("vit_tiny_patch16_224", ARGUMENTS))
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    targets = model._targets(image)
+    targets = model._pixels(image)
     patch = image[0, :, 8:16, 16:24].numpy().astype(np.float64).ravel()  # row 1, column 2 of 4
     expected = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-4)
     assert targets.shape == (1, 16, 192)
@@ -81,3 +86,31 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert shares[105] == pytest.approx(0.5 * (1 + math.cos(math.pi * 95 / 190)))
     assert shares[-1] < 1e-3
+
+
+def test_energies_are_those_of_the_cosine_transform() -> None:
+    model = MaskedAutoencoder(build_backbone("vit_tiny_patch16_224", ARGUMENTS))
+    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    grey = images.numpy().astype(np.float64).mean(1)
+    order = np.add.outer(np.arange(8), np.arange(8))
+    expected = np.empty((3, 16, BANDS))
+    for image in range(3):
+        for token in range(16):
+            row, column = 8 * (token // 4), 8 * (token % 4)
+            squares = dctn(grey[image, row : row + 8, column : column + 8], norm="ortho") ** 2
+            for band in range(BANDS):
+                members = (order > 0) & ((order - 1) * BANDS // 14 == band)
+                expected[image, token, band] = np.log(squares[members].mean() + ENERGY_FLOOR)
+    expected = (expected - expected.mean((0, 1))) / expected.std((0, 1), ddof=1)
+    # The library normalises each band over all tokens of the batch.
+    np.testing.assert_allclose(model._energies(images).numpy(), expected, atol=2e-3)
+
+
+def test_whitened_patches_have_equal_variances_and_no_correlation() -> None:
+    encoder = build_backbone("vit_tiny_patch16_224", ARGUMENTS)
+    images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 3), np.uint8)
+    whiten_patches(encoder, images)
+    with torch.no_grad():
+        tokens = encoder.patch_embed(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1)
+    covariance = np.cov(tokens.flatten(0, 1).double().numpy().T)
+    np.testing.assert_allclose(covariance, TOKEN_STD**2 * np.eye(48), atol=1e-4)

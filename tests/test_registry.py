@@ -93,7 +93,7 @@ def test_run_keeps_settings_history_data_and_lineage(settings: Settings) -> None
     client = registry.connect(settings.mlflow)
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["train.lr"] == "0.001"
+    assert run.data.params["train.lr"] == str(settings.train.lr)
     assert run.data.params["hyperparameters.rank"] == "2"
     assert run.data.metrics["adapted.macro.video_auc"] == 0.75
     assert [point.value for point in client.get_metric_history(run_id, "train.val_auc")] == [0.6, 0.8]

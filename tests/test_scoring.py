@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+
+from masm.data.batches import decode, load_frames
+from masm.data.ingest import ingest
+from masm.data.table import read_table, write_table
+from masm.errors import UserError
+from masm.hyperparameters import Hyperparameters, build_detector, read_best
+from masm.metrics import area_under_curve
+from masm.probe import embed, fit_probe
+from masm.scoring import score
+from masm.settings import Settings
+from masm.training import predict
+from tests.data.test_ingest import make_settings
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A small workspace with two face tables."""
+    made = make_settings(tmp_path_factory.mktemp("workspace"), evaluate__batch_size=5)
+    for name in ("swap", "upsample"):
+        ingest(made, name, lambda done, total: None)
+    return made
+
+
+def test_every_frame_is_scored_once_and_in_its_place(settings: Settings) -> None:
+    detector = build_detector(settings, Hyperparameters(2, 2, 0.5, 0.1, 0.1))
+    counted: list[int] = []
+    scores = score(detector, settings, ["upsample", "swap"], counted.append)
+    assert sum(counted) == len(scores)
+    assert set(scores["outcome"]) == {"ok"}
+    for name in ("upsample", "swap"):
+        table = read_table(settings.table(name), ["sample_id", "image"]).to_pandas()
+        own = scores[scores["dataset"] == name]
+        assert own["sample_id"].tolist() == table["sample_id"].tolist()
+        with torch.inference_mode():
+            logits = detector.eval()(decode(table["image"].tolist()).float() / 255)
+        np.testing.assert_allclose(own["score"], torch.sigmoid(logits.double()).numpy(), atol=1e-6)
+
+
+def test_a_video_that_failed_is_a_row_without_a_score(settings: Settings, tmp_path: Path) -> None:
+    copy = settings.model_copy(update={"root": tmp_path})
+    rows = read_table(settings.table("upsample")).to_pylist()
+    failure = {
+        "dataset": "upsample", "split": "test", "label": 0, "method": "real", "video_id": "broken",
+        "identity": "somebody", "outcome": "unreadable", "reason": "empty file",
+    }  # fmt: skip
+    write_table(copy.table("upsample"), rows, [failure])
+    scores = score(build_detector(settings, None), copy, ["upsample"])
+    assert len(scores) == len(rows) + 1
+    (last,) = scores[scores["outcome"] != "ok"].to_dict("records")
+    assert (last["video_id"], last["outcome"], last["frame_index"]) == ("broken", "unreadable", -1)
+    assert np.isnan(last["score"])
+
+
+def test_the_probe_is_a_linear_head_on_frozen_features(settings: Settings) -> None:
+    probe = build_detector(settings, None)
+    frozen = {name: value.clone() for name, value in probe.backbone.state_dict().items()}
+    tables = [settings.table("swap")]
+    frames, validation = load_frames(tables, "train"), load_frames(tables, "val")
+    reached = fit_probe(probe, frames, validation, batch_size=16)
+    assert all(torch.equal(value, frozen[name]) for name, value in probe.backbone.state_dict().items())
+    logits = predict(probe, validation.images, 16)
+    features = embed(probe, validation.images, 16)
+    head = probe.head
+    by_hand = features @ head.weight[0].detach().double().numpy() + head.bias.item()
+    np.testing.assert_allclose(logits, by_hand, atol=1e-3)
+    assert reached == pytest.approx(roc_auc_score(validation.labels, logits), abs=0.02)
+    fitted = area_under_curve(frames.labels, predict(probe, frames.images, 16))
+    assert fitted > 0.6  # it has seen these
+
+
+def test_the_best_hyperparameters_are_read_or_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="run `dvc repro search` first"):
+        read_best(tmp_path / "best.json")
+    (tmp_path / "best.json").write_text('{"hyperparameters": {"rank": 2}}')
+    with pytest.raises(UserError, match="is not what the search writes"):
+        read_best(tmp_path / "best.json")
