@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Thread
@@ -13,6 +13,7 @@ from typing import Any
 
 import ray.train
 import torch
+from ray.exceptions import RayActorError
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
 from ray.train.torch import TorchTrainer, prepare_model
 from ray.util.queue import Queue
@@ -101,8 +102,9 @@ def _progress(steps: int) -> Iterator[Queue]:
     queue = Queue(actor_options={"num_cpus": 0})
 
     def follow(bar: Progress, task: TaskID) -> None:
-        while (step := queue.get()) is not None:
-            bar.update(task, completed=step)
+        with suppress(RayActorError):
+            while (step := queue.get()) is not None:
+                bar.update(task, completed=step)
 
     with Progress(console=Console(stderr=True)) as bar:
         follower = Thread(target=follow, args=(bar, bar.add_task("train", total=steps)), daemon=True)
@@ -110,8 +112,9 @@ def _progress(steps: int) -> Iterator[Queue]:
         try:
             yield queue
         finally:
-            queue.put(None)
-            follower.join()
+            with suppress(RayActorError):  # where Ray itself is gone, that is the error to show
+                queue.put(None)
+                follower.join()
 
 
 def _fit(settings: Settings, found: Hyperparameters, name: str, steps: int) -> ray.train.Result:
