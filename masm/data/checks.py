@@ -34,7 +34,7 @@ SPLITS = {"train": ["train", "val"], "validate": ["val"], "test": ["test"]}
 
 @dataclass(frozen=True)
 class Subject:
-    """A table and what is expected of it; `meaning` says in words what a failure is."""
+    """A table, and what is expected of it."""
 
     name: str
     rows: pd.DataFrame
