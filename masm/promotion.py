@@ -70,7 +70,7 @@ def compare(
         UserError: the two were not scored on the same frames.
     """
     difference = paired_bootstrap(challenger, champion, datasets, draws=draws, seed=seed)
-    new, old = (macro_video_auc(scores, datasets, draws, seed) for scores in (challenger, champion))
+    new, old = (estimate_macro_video_auc(scores, datasets, draws, seed) for scores in (challenger, champion))
     figures = f"mean video AUC {number(new.value)} against {number(old.value)} of {champion_name}"
     if not math.isfinite(difference.value):
         return Verdict(False, "no test dataset has both classes: nothing to compare on", new, old, difference)
@@ -81,7 +81,7 @@ def compare(
     return Verdict(better, f"{'better' if better else 'not better'}: {reason}", new, old, difference)
 
 
-def macro_video_auc(scores: pd.DataFrame, datasets: Sequence[str], draws: int, seed: int) -> Estimate:
+def estimate_macro_video_auc(scores: pd.DataFrame, datasets: Sequence[str], draws: int, seed: int) -> Estimate:
     """Mean video AUC over the datasets, with its bootstrap interval."""
     chosen = scores[scores["dataset"].isin(datasets)]
     return evaluate(chosen, threshold=0.5, draws=draws, seed=seed).video_auc  # no threshold enters an AUC

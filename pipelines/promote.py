@@ -23,7 +23,7 @@ from masm.data.versions import digests
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.lineage import code_changes, environment, lineage
-from masm.promotion import Verdict, compare, macro_video_auc
+from masm.promotion import Verdict, compare, estimate_macro_video_auc
 from masm.registry import Dataset, Record
 from masm.scoring import score
 from masm.serving.packaging import ModelFiles
@@ -97,7 +97,7 @@ def judge(settings: Settings, scores: pd.DataFrame, tags: dict[str, str], champi
     """
     tests, draws, seed = settings.with_role("test"), settings.evaluate.draws, settings.seed
     if champion is None:
-        figure = macro_video_auc(scores, tests, draws, seed)
+        figure = estimate_macro_video_auc(scores, tests, draws, seed)
         return Verdict(True, "there is no champion yet to compare with", figure)
     basis = ["protocol.hash", *(f"data.{name}" for name in tests)]
     if all(champion.tags.get(key) == tags[key] for key in basis):
@@ -108,7 +108,7 @@ def judge(settings: Settings, scores: pd.DataFrame, tags: dict[str, str], champi
             detector = Detector.load(folder, merged=True)
         if CropProfile(**detector.card["crop"]) != crop_profile(settings):
             reason = f"champion version {champion.version} was made for other crops: compare them by hand"
-            return Verdict(False, reason, macro_video_auc(scores, tests, draws, seed))
+            return Verdict(False, reason, estimate_macro_video_auc(scores, tests, draws, seed))
         theirs = score(detector, settings, tests)
     return compare(scores, theirs, tests, f"champion version {champion.version}", draws, seed)
 

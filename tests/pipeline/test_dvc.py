@@ -12,6 +12,8 @@ from tests.conftest import ROOT
 
 STAGES = ["ingest", "validate", "search", "train", "evaluate", "promote"]
 PREFIX = "${code}/"
+BY_PATH = {"promote": ["masm.serving.model"]}
+"""Modules that a stage hands on by their files instead of importing them."""
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +28,9 @@ def module_file(module: str) -> str:
 
 def imported_files(graph: grimp.ImportGraph, stage: str) -> set[str]:
     """The files of all modules that a stage imports, and of the packages that they lie in."""
-    start = f"pipelines.{stage}"
-    modules = {start, "pipelines", *graph.find_upstream_modules(start)}
+    modules = {"pipelines"}
+    for start in (f"pipelines.{stage}", *BY_PATH.get(stage, [])):
+        modules |= {start, *graph.find_upstream_modules(start)}
     parents = {module.rsplit(".", depth)[0] for module in modules for depth in range(1, module.count(".") + 1)}
     pending = [parent for parent in parents if parent not in modules]
     for parent in pending:  # a package's own file runs, too, with what it imports
