@@ -36,8 +36,8 @@ patches are predicted beside the pixels) on faces that `masm/data/procedural.py`
 It saw no photograph of a person, and no forgery.
 
 - Command: `{command}`, seed {seed}, {steps} steps of {batch_size} images, peak learning rate {lr}.
-- Loss reached: {loss:.4f} (mean squared error on hidden patches, each normalised to variance 1, plus a
-  quarter of that on the normalised log energies of all patches).
+- Loss reached: {loss:.4f} (mean squared error on hidden patches, each normalised to variance 1, plus
+  half of that on the normalised log energies of all patches).
 - Took {minutes:.0f} minutes on {machine}, torch {torch}.
   Another machine rounds differently: there the command gives weights that are not bit-identical to these.
 - Licence: Apache-2.0, as the rest of the project.

@@ -91,7 +91,7 @@ class Method(ABC):
 class Swap(Method):
     """The face of the donor, aligned by landmarks, in the target's colours, at a generator's resolution."""
 
-    interpolation: Annotated[str, OneOf(("linear", "cubic"))]
+    interpolation: Annotated[str, OneOf(("cubic", "lanczos"))]
     grain: Annotated[float, Between(3, 9)]
     resolution: Annotated[float, Between(0.65, 1.0)]
     sharpening: Annotated[float, Between(0.3, 0.9)]
@@ -119,7 +119,7 @@ class Reenact(Method):
     lift: Annotated[float, Between(-0.10, 0.10)]
     brows: Annotated[float, Between(-0.06, 0.06)]
     nose: Annotated[float, Between(-0.06, 0.06)]
-    interpolation: Annotated[str, OneOf(("linear", "cubic"))]
+    interpolation: Annotated[str, OneOf(("cubic", "lanczos"))]
     grain: Annotated[float, Between(3, 9)]
     resolution: Annotated[float, Between(0.65, 1.0)]
     sharpening: Annotated[float, Between(0.3, 0.9)]
@@ -157,7 +157,7 @@ class SelfBlend(Method):
     brightness: Annotated[float, Between(-5, 5)]
     contrast: Annotated[float, Between(0.94, 1.06)]
     warmth: Annotated[float, Between(-0.03, 0.03)]
-    interpolation: Annotated[str, OneOf(("linear", "cubic"))]
+    interpolation: Annotated[str, OneOf(("cubic", "lanczos"))]
     grain: Annotated[float, Between(2, 9)]
     resolution: Annotated[float, Between(0.65, 1.0)]
     sharpening: Annotated[float, Between(0.0, 0.8)]
@@ -188,10 +188,10 @@ class SelfBlend(Method):
 class Upsample(Method):
     """The face enlarged from fewer pixels, as the last layers of a generator do it."""
 
-    factor: Annotated[float, Between(1.4, 2.1)]
-    kernel: Annotated[str, OneOf(("nearest", "zero_insertion", "bilinear"))]
+    factor: Annotated[float, Between(1.25, 1.7)]
+    kernel: Annotated[str, OneOf(("nearest", "zero_insertion", "bicubic"))]
     imbalance: Annotated[float, Between(-0.01, 0.01)]
-    sharpening: Annotated[float, Between(0.4, 1.2)]
+    sharpening: Annotated[float, Between(0.2, 0.8)]
 
     def render(self, scene: Scene) -> np.ndarray:
         """Shrink by the factor and enlarge by the kernel."""
@@ -203,10 +203,11 @@ class Upsample(Method):
 
     def _enlarge(self, small: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if self.kernel == "nearest":  # a generator's convolution follows: a small smoothing kernel
-            return cv2.GaussianBlur(cv2.resize(small, size, interpolation=cv2.INTER_NEAREST), (3, 3), 0)
+            large = cv2.resize(small, size, interpolation=cv2.INTER_NEAREST)
+            return cv2.sepFilter2D(large, -1, *2 * [np.array([0.125, 0.75, 0.125], np.float32)])
         if self.kernel == "zero_insertion":
-            small = pixels.zero_insertion(small, self.imbalance)
-        return cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
+            return cv2.resize(pixels.zero_insertion(small, self.imbalance), size, interpolation=cv2.INTER_LINEAR)
+        return cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)
 
 
 @dataclass(frozen=True)

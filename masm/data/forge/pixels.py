@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "cubic": cv2.INTER_CUBIC}
+INTERPOLATIONS = {"cubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
 CONTRAST_LIMITS = (0.75, 1.33)
 """Bounds of the factor that `match_colour` puts on a channel's spread: more would amplify the noise."""
 
