@@ -58,6 +58,7 @@ def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperpara
     """The training run that these settings ask for."""
     mask = MaskSettings(
         kind=settings.mask.kind,
+        over=settings.mask.over,
         threshold_kind=settings.mask.threshold_kind,
         threshold=found.mask_threshold,
         interval=settings.mask.interval,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from masm.adapters import LayerMask, MaskSettings, orthogonality, spectral_consistency
+from masm.adapters import LayerMask, MaskSettings, penalties
 from masm.backbones import Backbone
 from masm.detector import Detector
 from masm.errors import UserError
@@ -34,7 +34,7 @@ def step(model: Detector, mask: LayerMask, optimizer: torch.optim.Optimizer, ima
     classification_loss(model(images), LABELS).backward()
     mask.observe()
     if model.layers:
-        (orthogonality(model.layers) + spectral_consistency(model.layers)).backward()
+        sum(penalties(model.layers)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     mask.silence(optimizer)
     optimizer.step()
@@ -42,7 +42,7 @@ def step(model: Detector, mask: LayerMask, optimizer: torch.optim.Optimizer, ima
 
 
 def train(model: Detector, steps: int, images: torch.Tensor = IMAGES) -> None:
-    mask = LayerMask(model.layers, MaskSettings("adaptive", "quantile", 0.5, 2, 0.9))
+    mask = LayerMask(model.layers, MaskSettings("adaptive", "batch", "quantile", 0.5, 2, 0.9))
     optimizer = torch.optim.AdamW(model.parameter_groups(1e-2, 1e-2, 0.1))
     for _ in range(steps):
         step(model, mask, optimizer, images)

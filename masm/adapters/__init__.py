@@ -1,7 +1,7 @@
 """Multi-artifact subspaces for any timm vision transformer: pure torch, no files and no services.
 
 `adapt(model, settings)` puts the subspaces in, `LayerMask` decides which of them may move,
-`orthogonality` and `spectral_consistency` are the two penalties, and `merge(model)` returns a plain
+`penalties` gives orthogonality and spectral consistency, and `merge(model)` returns a plain
 timm model again. The method is MASM (arXiv 2601.01041, renamed FMSD in its v3); its authors have
 published no code, so whatever a docstring calls "ours" is our reconstruction.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from masm.adapters.layer_mask import LayerMask
 from masm.adapters.placement import adapt, adapted_layers, merge
-from masm.adapters.regularizers import orthogonality, spectral_consistency
+from masm.adapters.regularizers import Penalties, penalties
 from masm.adapters.settings import AdapterSettings, MaskSettings
 from masm.adapters.subspace import SubspaceLinear
 
@@ -18,10 +18,10 @@ __all__ = [
     "AdapterSettings",
     "LayerMask",
     "MaskSettings",
+    "Penalties",
     "SubspaceLinear",
     "adapt",
     "adapted_layers",
     "merge",
-    "orthogonality",
-    "spectral_consistency",
+    "penalties",
 ]
