@@ -22,15 +22,15 @@ from torch.nn import functional
 Origin = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
 
 
-class Triplets(NamedTuple):
-    """Triplets by rows: u (..., R, m), v (..., R, n), s (..., R, 1)."""
+class Blocks(NamedTuple):
+    """Factors by what they are, with one triplet in a row: u (..., R, m), v (..., R, n), s (..., R, 1)."""
 
     u: Tensor
     v: Tensor
     s: Tensor
 
     @classmethod
-    def of(cls, factors: Tensor, out_features: int) -> Triplets:
+    def of(cls, factors: Tensor, out_features: int) -> Blocks:
         """The blocks of `factors` (..., R, m + n + 1), as views."""
         return cls(factors[..., :out_features], factors[..., out_features:-1], factors[..., -1:])
 
@@ -53,7 +53,9 @@ def subspace_linear(x: Tensor, parts: Sequence[Part]) -> Tensor:
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     compute, sources = _origin(x)
     tensors = [tensor for part in parts for tensor in part]
-    return cast(Tensor, _SubspaceLinear.apply(x, dtype, compute, len(sources), *sources, *tensors))
+    rows = x.reshape(-1, x.shape[-1])
+    y = cast(Tensor, _SubspaceLinear.apply(rows, dtype, compute, len(sources), *sources, *tensors))
+    return y.reshape(*x.shape[:-1], -1)
 
 
 class _SubspaceLinear(torch.autograd.Function):
@@ -64,12 +66,12 @@ class _SubspaceLinear(torch.autograd.Function):
         ctx: Any, x: Tensor, dtype: torch.dtype, compute: Callable[..., Tensor], sources: int, *tensors: Tensor
     ) -> Tensor:
         ctx.save_for_backward(*tensors)
-        ctx.dtype, ctx.compute, ctx.sources = dtype, compute, sources
+        ctx.dtype, ctx.input_dtype, ctx.compute, ctx.sources = dtype, x.dtype, compute, sources
         parts = _parts(tensors[sources:])
         with torch.autocast(x.device.type, enabled=False):
-            rows = x.reshape(-1, x.shape[-1]).to(dtype)
-            outputs = _rebuilt_path(rows, parts) if _rebuild_forward(parts, len(rows)) else _low_rank_path(rows, parts)
-        return outputs.reshape(*x.shape[:-1], -1)
+            if _rebuild_forward(parts, len(x)):
+                return _rebuilt_path(x.to(dtype), parts)
+            return _low_rank_path(x.to(dtype), parts)
 
     @staticmethod
     @once_differentiable
@@ -77,14 +79,13 @@ class _SubspaceLinear(torch.autograd.Function):
         parts = _parts(ctx.saved_tensors[ctx.sources :])
         with torch.autocast(gradient.device.type, enabled=False):
             x = ctx.compute(*ctx.saved_tensors[: ctx.sources])
-            rows = x.reshape(-1, x.shape[-1]).to(ctx.dtype)
-            dy = gradient.reshape(len(rows), -1).to(ctx.dtype)
-            dz, factor_gradients = _thin_backward(rows, dy, parts)
-            dx = None
-            if ctx.needs_input_grad[0]:
-                dx = _input_gradient(dy, dz, parts).reshape(x.shape).to(x.dtype)
-        per_part = [one for gradient in factor_gradients for one in (None, None, gradient)]
-        return dx, None, None, None, *[None] * ctx.sources, *per_part
+            dy = gradient.to(ctx.dtype)
+            dz, gradients = _thin_backward(x.reshape(len(dy), -1).to(ctx.dtype), dy, parts)
+            dx = _input_gradient(dy, dz, parts).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
+        waiting = iter(gradients)
+        of_parts = [None if part.factors is None else next(waiting).to(part.factors.dtype) for part in parts]
+        of_tensors = [one for gradient in of_parts for one in (None, None, gradient)]
+        return dx, None, None, None, *[None] * ctx.sources, *of_tensors
 
 
 def _rebuild_forward(parts: Sequence[Part], tokens: int) -> bool:
@@ -110,7 +111,7 @@ def _rebuilt(parts: Sequence[Part], dtype: torch.dtype) -> Tensor:
     weights = []
     for semantic, _, factors in parts:
         if factors is not None:
-            u, v, s = Triplets.of(factors, len(semantic))
+            u, v, s = Blocks.of(factors, len(semantic))
             semantic = torch.addmm(semantic, (u * s).T, v)
         weights.append(semantic)
     return _joined(weights).to(dtype)
@@ -121,17 +122,17 @@ def _low_rank_path(x: Tensor, parts: Sequence[Part]) -> Tensor:
     for semantic, bias, factors in parts:
         y = functional.linear(x, semantic.to(x.dtype), None if bias is None else bias.to(x.dtype))
         if factors is not None:
-            u, v, s = Triplets.of(factors.to(x.dtype), len(semantic))
+            u, v, s = Blocks.of(factors.to(x.dtype), len(semantic))
             y = y.addmm_((x @ v.T) * s.T, u)
         outputs.append(y)
     return _joined(outputs, dim=-1)
 
 
-def _thin_backward(x: Tensor, dy: Tensor, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor | None]]:
-    """d(x V)^T of all parts (sum of R, tokens), and the gradient of each part's factors."""
+def _thin_backward(x: Tensor, dy: Tensor, parts: Sequence[Part]) -> tuple[Tensor, list[Tensor]]:
+    """d(x V)^T (sum of R, tokens), and the gradient of the factors of each part that has some."""
     outputs = dy.split([len(part.semantic) for part in parts], dim=-1)
     adapted = [
-        (Triplets.of(part.factors.to(x.dtype), len(part.semantic)), output)
+        (Blocks.of(part.factors.to(x.dtype), len(part.semantic)), output)
         for part, output in zip(parts, outputs, strict=True)
         if part.factors is not None
     ]
@@ -140,18 +141,16 @@ def _thin_backward(x: Tensor, dy: Tensor, parts: Sequence[Part]) -> tuple[Tensor
     z = v @ x.T
     dzs = _joined([one.u @ output.T for one, output in adapted])
     dz = dzs * s
-    du = [part @ output for part, (_, output) in zip((z * s).split(ranks), adapted, strict=True)]
+    du = [scaled @ output for scaled, (_, output) in zip((z * s).split(ranks), adapted, strict=True)]
     dv, ds = (dz @ x).split(ranks), (z * dzs).sum(dim=1, keepdim=True).split(ranks)
-    gradients = iter(torch.cat(blocks, dim=-1) for blocks in zip(du, dv, ds, strict=True))
-    return dz, [
-        None if part.factors is None else next(gradients).to(part.factors.dtype) for part in parts
-    ]
+    gradients = [torch.cat(blocks, dim=-1) for blocks in zip(du, dv, ds, strict=True)]
+    return dz, gradients
 
 
 def _input_gradient(dy: Tensor, dz: Tensor, parts: Sequence[Part]) -> Tensor:
     if _rebuild_backward(parts, len(dy)):
         return dy @ _rebuilt(parts, dy.dtype)
-    v = [Triplets.of(part.factors, len(part.semantic)).v for part in parts if part.factors is not None]
+    v = [Blocks.of(part.factors, len(part.semantic)).v for part in parts if part.factors is not None]
     dx = dy @ _joined([part.semantic for part in parts]).to(dy.dtype)
     return dx.addmm_(dz.T, _joined(v).to(dy.dtype))
 

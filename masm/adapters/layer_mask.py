@@ -191,6 +191,7 @@ class LayerMask:
     def _by_layer(self, values: list[T]) -> dict[str, list[T]]:
         return {name: values[span] for name, span in zip(self._subspaces, self._spans(), strict=True)}
 
+
 @dataclass
 class _Stream:
     """Gradients taken in one after the other: their weighted mean, and the variance around it.
@@ -214,7 +215,7 @@ class _Stream:
         """Take in one gradient: into a plain mean, or with `momentum` into a bias-corrected running one."""
         self.count += 1
         weight = 1 / self.count if momentum is None else (1 - momentum) / (1 - momentum**self.count)
-        deviation = torch._foreach_sub(gradients, self.mean)
+        deviation = torch._foreach_sub(list(gradients), self.mean)
         torch._foreach_add_(self.mean, deviation, alpha=weight)
         self.variance = (1 - weight) * (self.variance + weight * _energies(deviation))
         self.squared_weights = (1 - weight) ** 2 * self.squared_weights + weight**2

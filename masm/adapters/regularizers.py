@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from masm.adapters.functional import Triplets
+from masm.adapters.functional import Blocks
 from masm.adapters.subspace import SubspaceLinear
 
 
@@ -61,8 +61,8 @@ class _Group(NamedTuple):
     `far` is b W_sem^T where U is the longer side, a W_sem where V is, and None for a square weight.
     """
 
-    now: Triplets
-    start: Triplets
+    now: Blocks
+    start: Blocks
     a: Tensor
     b: Tensor
     far: Tensor | None
@@ -94,15 +94,15 @@ class _GroupPenalties(torch.autograd.Function):
 
 def _prepare(factors: Tensor, layers: list[SubspaceLinear]) -> _Group:
     out_features = len(layers[0].semantic)
-    now = Triplets.of(factors, out_features)
+    now = Blocks.of(factors, out_features)
     products = [_through(layer.semantic, u, v) for layer, u, v in zip(layers, now.u, now.v, strict=True)]
-    a, b, far = (None if one[0] is None else torch.stack(cast(list[Tensor], one)) for one in zip(*products, strict=True))
+    a, b, far = zip(*products, strict=True)
     return _Group(
         now,
-        Triplets.of(torch.stack([layer.start for layer in layers]), out_features),
-        cast(Tensor, a),
-        cast(Tensor, b),
-        far,
+        Blocks.of(torch.stack([layer.start for layer in layers]), out_features),
+        torch.stack(a),
+        torch.stack(b),
+        torch.stack(far) if out_features != now.v.shape[-1] else None,
         torch.stack([layer.semantic_energy for layer in layers]),
         layers[0].rank,
     )
@@ -130,12 +130,10 @@ def _orthogonality(group: _Group) -> _Term:
     left = _overlap(u, start.u) if m <= n else _weighted_overlap(group.b, cast(Tensor, group.far), weight)
     right = _overlap(v, start.v) if n <= m else _weighted_overlap(group.a, cast(Tensor, group.far), weight)
     own_left, own_right = _deviation(u), _deviation(v)
+    of_u, of_v = own_left.gradient + 2 * left.gradient, own_right.gradient + 2 * right.gradient
     return _Term(
         own_left.value + own_right.value + 2 * (left.value + right.value),
-        torch.cat(
-            [own_left.gradient + 2 * left.gradient, own_right.gradient + 2 * right.gradient, torch.zeros_like(group.now.s)],
-            dim=-1,
-        ),
+        torch.cat([of_u, of_v, torch.zeros_like(group.now.s)], dim=-1),
     )
 
 

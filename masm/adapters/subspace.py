@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from masm.adapters.decompose import Split
-from masm.adapters.functional import Part, Triplets, subspace_linear
+from masm.adapters.functional import Blocks, Part, subspace_linear
 
 
 class ArtifactSubspace(nn.Module):
@@ -27,7 +27,7 @@ class ArtifactSubspace(nn.Module):
     @property
     def U(self) -> Tensor:  # noqa: N802
         """The left directions (m, r)."""
-        return Triplets.of(self.factors, self.out_features).u.T
+        return Blocks.of(self.factors, self.out_features).u.T
 
     @property
     def s(self) -> Tensor:
@@ -37,7 +37,7 @@ class ArtifactSubspace(nn.Module):
     @property
     def V(self) -> Tensor:  # noqa: N802
         """The right directions (n, r)."""
-        return Triplets.of(self.factors, self.out_features).v.T
+        return Blocks.of(self.factors, self.out_features).v.T
 
 
 class SubspaceLinear(nn.Module):
@@ -85,7 +85,7 @@ class SubspaceLinear(nn.Module):
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
         """U (m, K r), s (K r,) and V (n, K r) of all subspaces side by side, with gradient."""
-        u, v, s = Triplets.of(torch.cat(self.pieces()), len(self.semantic))
+        u, v, s = Blocks.of(torch.cat(self.pieces()), len(self.semantic))
         return u.T, s[:, 0], v.T
 
     def part(self) -> Part:

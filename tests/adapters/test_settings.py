@@ -18,6 +18,8 @@ from tests.adapters.models import adapter
         ({"targets": ("q", "kk")}, "adapter.targets = 'kk'"),
         ({"targets": ("q", "q")}, "twice"),
         ({"targets": ()}, "adapter.targets is empty"),
+        ({"method": "lora", "targets": ()}, "adapter.targets is empty"),
+        ({"method": "lora", "rank": 0}, "adapter.rank = 0: give a whole number of at least 1"),
     ],
 )
 def test_adapter_settings_refuse(changes: dict[str, object], said: str) -> None:
