@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from masm.adapters import LayerMask, MaskSettings, penalties
+from masm.adapters import LayerMask, MaskSettings, SubspaceLinear, penalties
 from masm.data.augment import augment, to_float
 from masm.data.batches import Batch, Frames, decode, method_batches, steps_of_epoch, training_batches
 from masm.detector import Detector
@@ -88,7 +88,7 @@ class Trainer:
         self.frames, self.validation = frames, validation
         self.layers = detector.layers
         self.mask = LayerMask(self.layers, recipe.mask)
-        self.optimizer = torch.optim.AdamW(detector.parameter_groups(recipe.lr, recipe.head_lr, recipe.weight_decay))
+        self.optimizer = make_optimizer(detector, recipe.lr, recipe.head_lr, recipe.weight_decay)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._replica = replicate(detector)
         self.epoch = 0
@@ -183,9 +183,8 @@ class Trainer:
             )
         if self.recipe.mask.over == "batch":
             self.mask.observe()
-        self._add_penalties()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
+        add_penalties(self.layers, self.recipe.lambda_orth, self.recipe.lambda_spec)
+        clip_gradients(self.optimizer, self.recipe.clip_norm)
         self.mask.silence(self.optimizer)
         self.optimizer.step()
         if self.recipe.mask.over == "batch":
@@ -194,14 +193,6 @@ class Trainer:
             self._observe_methods(step + 1)
             self._decide(step + 1)
         return loss.item()
-
-    def _add_penalties(self) -> None:
-        if not self.layers:
-            return
-        orthogonality, spectral_consistency = penalties(self.layers)
-        total = self.recipe.lambda_orth * orthogonality + self.recipe.lambda_spec * spectral_consistency
-        factors = [piece for layer in self.layers.values() for piece in layer.pieces()]
-        torch._foreach_add_([cast(Tensor, factor.grad) for factor in factors], torch.autograd.grad(total, factors))
 
     def _set_rates(self, step: int) -> None:
         factor = learning_rate_factor(step, self.steps)
@@ -266,6 +257,27 @@ class Trainer:
         progress = json.loads((folder / "progress.json").read_text())
         self.epoch, self.best_auc = progress["epoch"], progress["best_auc"]
         self.history, self.mask_history = progress["history"], progress["mask_history"]
+
+
+def make_optimizer(detector: Detector, lr: float, head_lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over what of the detector learns; fused, since many subspaces are many small tensors."""
+    return torch.optim.AdamW(detector.parameter_groups(lr, head_lr, weight_decay), fused=True)
+
+
+def add_penalties(layers: Mapping[str, SubspaceLinear], lambda_orth: float, lambda_spec: float) -> None:
+    """Add the penalties' gradients to those that the factors hold."""
+    if not layers or not (lambda_orth or lambda_spec):
+        return
+    orthogonality, spectral_consistency = penalties(layers)
+    factors = [piece for layer in layers.values() for piece in layer.pieces()]
+    gradients = torch.autograd.grad(lambda_orth * orthogonality + lambda_spec * spectral_consistency, factors)
+    torch._foreach_add_([cast(Tensor, factor.grad) for factor in factors], gradients)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    """Scale all gradients down together where their norm is greater."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
