@@ -76,9 +76,10 @@ class _SubspaceLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts = _parts(ctx.saved_tensors[ctx.sources :])
+        tensors = ctx.saved_tensors
+        parts = _parts(tensors[ctx.sources :])
         with torch.autocast(gradient.device.type, enabled=False):
-            x = ctx.compute(*ctx.saved_tensors[: ctx.sources])
+            x = ctx.compute(*tensors[: ctx.sources])
             dy = gradient.to(ctx.dtype)
             dz, gradients = _thin_backward(x.reshape(len(dy), -1).to(ctx.dtype), dy, parts)
             dx = _input_gradient(dy, dz, parts).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
