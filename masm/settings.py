@@ -201,6 +201,7 @@ class Compare(Section):
     """Several methods, trained as `train` says but for these values, each with several seeds."""
 
     seeds: int = Field(ge=2, description="runs of each method: seed, seed + 1, ...")
+    table: Path = Field(description="the Markdown file that the comparison writes")
     methods: dict[Method, Candidate] = Field(min_length=1, description="the first is what the others are held against")
 
     @model_validator(mode="after")
