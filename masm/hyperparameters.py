@@ -67,6 +67,7 @@ def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperpara
     """The training run that these settings ask for; masm alone has a mask."""
     mask = MaskSettings(
         kind=settings.mask.kind if settings.adapter.method == "masm" else "none",
+        over=settings.mask.over,
         threshold_kind=settings.mask.threshold_kind,
         threshold=found.mask_threshold,
         interval=settings.mask.interval,

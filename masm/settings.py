@@ -100,6 +100,7 @@ class Mask(Section):
     """The layer mask of masm, but for its threshold, which is searched."""
 
     kind: Literal["none", "static", "adaptive"]
+    over: Literal["batch", "method"] = Field(description="whose gradients are compared")
     threshold_kind: Literal["quantile", "absolute"]
     interval: int = Field(ge=2, description="steps from one decision to the next")
     momentum: Share = Field(description="of the moving averages of the gradients")

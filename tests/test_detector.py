@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from masm.adapters import LayerMask, MaskSettings, orthogonality, spectral_consistency
+from masm.adapters import LayerMask, MaskSettings, penalties
 from masm.backbones import Backbone
 from masm.detector import Detector
 from masm.errors import UserError
@@ -35,7 +35,7 @@ def step(model: Detector, mask: LayerMask, optimizer: torch.optim.Optimizer, ima
     classification_loss(model(images), LABELS).backward()
     mask.observe()
     if model.layers:
-        (orthogonality(model.layers) + spectral_consistency(model.layers)).backward()
+        sum(penalties(model.layers)).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     mask.silence(optimizer)
     optimizer.step()
@@ -43,7 +43,7 @@ def step(model: Detector, mask: LayerMask, optimizer: torch.optim.Optimizer, ima
 
 
 def train(model: Detector, steps: int, images: torch.Tensor = IMAGES) -> None:
-    mask = LayerMask(model.layers, MaskSettings("adaptive", "quantile", 0.5, 2, 0.9))
+    mask = LayerMask(model.layers, MaskSettings("adaptive", "batch", "quantile", 0.5, 2, 0.9))
     optimizer = torch.optim.AdamW(model.parameter_groups(1e-2, 1e-2, 0.1))
     for _ in range(steps):
         step(model, mask, optimizer, images)
@@ -150,7 +150,7 @@ def test_shares_are_those_of_detectors_built_with_a_pretrained_subspace(tmp_path
     changes = []
     for index in range(subspaces):
         chosen = {name: start[name] for name in start if f".subspaces.{index}." in name}
-        assert len(chosen) == {"masm": 2 * 6 * 3, "effort": 2 * 4 * 3}[method]
+        assert len(chosen) == {"masm": 2 * 6, "effort": 2 * 4}[method]
         save_file({**tensors, **chosen}, tmp_path / "detector" / "model.safetensors")
         changes.append(model(IMAGES) - Detector.load(tmp_path / "detector").eval()(IMAGES))
     expected = torch.stack(changes, dim=1)
@@ -272,7 +272,7 @@ def cut_short(folder: Path) -> None:
     [
         (without_a_tensor, "head.bias"),
         (with_a_stray_tensor, "stray"),
-        (with_another_rank, r"was not made .* shape of .*blocks\.0\.attn\.qkv\.q.* is \(24, 6\), not \(24, 3\)"),
+        (with_another_rank, r"was not made .* shape of .*blocks\.0\.attn\.qkv\.q.* is \(6, 49\), not \(3, 49\)"),
         (cut_short, "damaged"),
         (without_adapter, "'adapter'"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read"),

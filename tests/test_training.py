@@ -24,7 +24,7 @@ from masm.training import ALONE, Place, Recipe, Trainer, learning_rate_factor, p
 
 ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 ADAPTER = AdapterSettings("masm", rank=2, subspaces=2, grouping="interleaved", targets=("q", "v", "fc1"))
-ADAPTIVE = MaskSettings("adaptive", "quantile", threshold=0.5, interval=3, momentum=0.8)
+ADAPTIVE = MaskSettings("adaptive", "batch", "quantile", threshold=0.5, interval=3, momentum=0.8)
 RECIPE = Recipe(
     epochs=4, batch_size=8, lr=1e-2, head_lr=3e-2, weight_decay=0.01, clip_norm=1.0,
     lambda_orth=0.1, lambda_spec=0.1, mask=ADAPTIVE, seed=5,
@@ -102,7 +102,7 @@ def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path) -> No
     first.save(tmp_path)
     other = Trainer(make_detector(replace(ADAPTER, rank=1)), RECIPE, first.frames, first.validation)
     with pytest.raises(
-        UserError, match=r"other settings .* backbone\.blocks\.0\.attn\.qkv\.q\..* \(24, 2\), not \(24, 1\)"
+        UserError, match=r"other settings .* backbone\.blocks\.0\.attn\.qkv\.q\..* \(2, 49\), not \(1, 49\)"
     ):
         other.load(tmp_path)
 
@@ -134,7 +134,7 @@ def test_the_mask_is_logged_each_time_it_changes() -> None:
 
 
 def test_a_static_mask_is_decided_before_the_first_step() -> None:
-    static = MaskSettings("static", "quantile", threshold=0.7, interval=5, momentum=0.9)
+    static = MaskSettings("static", "batch", "quantile", threshold=0.7, interval=5, momentum=0.9)
     trainer = make_trainer(replace(RECIPE, mask=static))
     before = trainable(trainer)
     trainer.run_epoch()

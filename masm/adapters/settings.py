@@ -13,6 +13,7 @@ GROUPINGS = ("interleaved", "contiguous")
 TARGETS = ("q", "k", "v", "proj", "fc1", "fc2", "fc1_g", "fc1_x")
 MASK_KINDS = ("none", "adaptive", "static")
 THRESHOLD_KINDS = ("quantile", "absolute")
+MASK_SOURCES = ("batch", "method")
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,13 @@ class MaskSettings:
     Attributes:
         kind: "none"; "adaptive" (running statistics, decided again and again during training); or
             "static" (decided once, on gradients taken before training).
+        over: whose gradients are compared: "batch" (of the mini-batches) or "method" (the mean gradient of each
+            forgery method, on batches of its own: one round of all methods before each decision).
         threshold_kind: "quantile" frees the top 1 - threshold of all subspaces, "absolute" those with a
             score of at least the threshold.
         threshold: in [0, 1] for a quantile, at least 0 for an absolute score.
-        interval: number of observed gradients before each decision (adaptive) or the only one (static).
-            At least 2: one gradient has no variance.
+        interval: number of observed gradients before each decision (adaptive) or the only one (static);
+            over methods, the steps between two decisions. At least 2: one gradient has no variance.
         momentum: of the adaptive running averages, in (0, 1); 0.95 remembers about 40 gradients.
 
     Raises:
@@ -98,6 +101,7 @@ class MaskSettings:
     """
 
     kind: str
+    over: str
     threshold_kind: str
     threshold: float
     interval: int
@@ -105,6 +109,7 @@ class MaskSettings:
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, MASK_KINDS, section="mask")
+        _one_of("over", self.over, MASK_SOURCES, section="mask")
         _one_of("threshold_kind", self.threshold_kind, THRESHOLD_KINDS, section="mask")
         _at_least("interval", self.interval, 2, section="mask")
         limit = 1.0 if self.threshold_kind == "quantile" else math.inf

@@ -14,14 +14,13 @@ from masm.adapters.subspace import SubspaceLinear
 @contextmanager
 def restored_subspace(layers: Mapping[str, SubspaceLinear], index: int) -> Iterator[None]:
     """Put subspace `index` of all layers back to its pretrained value, for as long as the context lasts."""
-    trained = {name: [value.detach().clone() for value in _factors(layer, index)] for name, layer in layers.items()}
+    factors = [layer.pieces()[index] for layer in layers.values()]
+    trained = [value.detach().clone() for value in factors]
     try:
-        for layer in layers.values():
-            _set(layer, index, _pretrained(layer, index))
+        _set(factors, [layer.start.split(layer.rank)[index] for layer in layers.values()])
         yield
     finally:
-        for name, layer in layers.items():
-            _set(layer, index, trained[name])
+        _set(factors, trained)
 
 
 def shares(logits: Tensor, restored: Tensor) -> Tensor:
@@ -40,17 +39,7 @@ def shares(logits: Tensor, restored: Tensor) -> Tensor:
     return torch.where(total > 0, changes / total, torch.zeros_like(changes))
 
 
-def _factors(layer: SubspaceLinear, index: int) -> list[Tensor]:
-    one = layer.subspaces[index]
-    return [one.get_parameter(name) for name in ("U", "s", "V")]
-
-
-def _pretrained(layer: SubspaceLinear, index: int) -> list[Tensor]:
-    columns = slice(index * layer.rank, (index + 1) * layer.rank)
-    return [layer.start_u[:, columns], layer.start_s[columns], layer.start_v[:, columns]]
-
-
 @torch.no_grad()
-def _set(layer: SubspaceLinear, index: int, values: list[Tensor]) -> None:
-    for factor, value in zip(_factors(layer, index), values, strict=True):
+def _set(factors: list[Tensor], values: list[Tensor]) -> None:
+    for factor, value in zip(factors, values, strict=True):
         factor.copy_(value)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from masm.adapters import AdapterSettings, SubspaceLinear
 from masm.adapters.decompose import split
+from masm.adapters.subspace import ArtifactSubspace
 
 ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3}
 ALL_TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
@@ -64,3 +65,9 @@ def perturb(module: nn.Module, seed: int = 1, std: float = 0.1) -> None:
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter += std * torch.randn(parameter.shape, generator=generator)
+
+
+def gradients(subspace: ArtifactSubspace) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of U (m, r), s (r,) and V (n, r)."""
+    rows = subspace.factors.grad
+    return rows[:, : subspace.out_features].T, rows[:, -1], rows[:, subspace.out_features : -1].T

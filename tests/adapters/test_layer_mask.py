@@ -17,6 +17,7 @@ INTERVAL = 12
 def mask_settings(**changes: object) -> MaskSettings:
     values = {
         "kind": "adaptive",
+        "over": "batch",
         "threshold_kind": "quantile",
         "threshold": 0.5,
         "interval": INTERVAL,
@@ -83,7 +84,7 @@ def test_effective_number_of_gradients_of_a_long_running_mean() -> None:
     set_gradients(layers, np.random.default_rng(0), {})
     for _ in range(100):
         mask.observe()
-    assert 1 / mask.state_dict()["squared_weights"].item() == pytest.approx(1.8 / 0.2, rel=1e-6)
+    assert 1 / mask.state_dict()["batch/squared_weights"].item() == pytest.approx(1.8 / 0.2, rel=1e-6)
 
 
 def run_interval(layers: Layers, mask: LayerMask, signal: dict[tuple[str, int], float], seed: int = 0) -> bool:
@@ -146,7 +147,7 @@ def test_no_mask_frees_everything_and_keeps_no_statistics() -> None:
     mask = LayerMask(layers, mask_settings(kind="none", threshold=1.0))
     assert not run_interval(layers, mask, {("a", 0): 9.0})
     assert mask.free == {"a": [True] * 3, "b": [True] * 2}
-    assert not mask.state_dict()["mean"].any()
+    assert "batch/mean" not in mask.state_dict()
 
 
 def test_without_layers_there_is_nothing_to_decide() -> None:
@@ -216,7 +217,7 @@ def test_optimizer_state_is_kept_while_masked_and_dropped_when_freed() -> None:
     layers = make_layers()
     mask, optimizer = LayerMask(layers, mask_settings(threshold=1.0, momentum=0.5)), adamw(layers)
     train(layers, mask, optimizer, INTERVAL, seed=0)
-    masked, kept = layers["a"].subspaces[1].U, layers["a"].subspaces[0].U
+    masked, kept = layers["a"].subspaces[1].factors, layers["a"].subspaces[0].factors
     assert optimizer.state[masked]["step"] == INTERVAL
     run_interval(layers, mask, {("a", 1): 9.0})
     assert mask.free["a"] == [False, True, False]
@@ -253,7 +254,7 @@ def test_state_is_a_copy() -> None:
     run_interval(layers, mask, {})
     mask.load_state_dict(state)
     run_interval(layers, mask, {})
-    assert not state["mean"].any()
+    assert "batch/mean" not in state
 
 
 def test_state_of_other_settings_is_refused() -> None:
@@ -272,5 +273,5 @@ def test_observes_real_gradients_in_bfloat16_autocast() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             layer(x).float().square().mean().backward()
         mask.observe()
-    assert mask.state_dict()["mean"].dtype == torch.float32
+    assert mask.state_dict()["batch/mean"].dtype == torch.float32
     assert all(value > 0 for value in mask.scores()["layer"])
