@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from masm.adapters import LayerMask, MaskSettings, SubspaceLinear, penalties
+from masm.adapters import LayerMask, MaskSettings, SubspaceLinear, penalty
 from masm.backbones import state_differences
 from masm.data.augment import augment, to_float
 from masm.data.batches import Batch, Frames, decode, method_batches, steps_of_epoch, training_batches
@@ -184,7 +184,7 @@ class Trainer:
             )
         if self.recipe.mask.over == "batch":
             self.mask.observe()
-        add_penalties(self.layers, self.recipe.lambda_orth, self.recipe.lambda_spec)
+        add_penalty(self.layers, self.recipe.lambda_orth, self.recipe.lambda_spec)
         clip_gradients(self.optimizer, self.recipe.clip_norm)
         self.mask.silence(self.optimizer)
         self.optimizer.step()
@@ -274,13 +274,12 @@ def make_optimizer(detector: Detector, lr: float, head_lr: float, weight_decay: 
     return torch.optim.AdamW(detector.parameter_groups(lr, head_lr, weight_decay), fused=True)
 
 
-def add_penalties(layers: Mapping[str, SubspaceLinear], lambda_orth: float, lambda_spec: float) -> None:
-    """Add the penalties' gradients to those that the factors hold."""
+def add_penalty(layers: Mapping[str, SubspaceLinear], lambda_orth: float, lambda_spec: float) -> None:
+    """Add the penalties' gradient to the one that the factors hold."""
     if not layers or not (lambda_orth or lambda_spec):
         return
-    orthogonality, spectral_consistency = penalties(layers)
     factors = [piece for layer in layers.values() for piece in layer.pieces()]
-    gradients = torch.autograd.grad(lambda_orth * orthogonality + lambda_spec * spectral_consistency, factors)
+    gradients = torch.autograd.grad(penalty(layers, lambda_orth, lambda_spec), factors)
     torch._foreach_add_([cast(Tensor, factor.grad) for factor in factors], gradients)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from masm.adapters import SubspaceLinear, penalties
+from masm.adapters import SubspaceLinear, penalty
 from tests.adapters.models import decomposed, gradients, perturb, random_linear
 
 SHAPES = [(12, 12), (20, 12), (12, 20)]
@@ -17,11 +17,11 @@ Factors = list[tuple[Tensor, Tensor, Tensor]]
 
 
 def orthogonality(layers: dict[str, SubspaceLinear]) -> Tensor:
-    return penalties(layers).orthogonality
+    return penalty(layers, 1.0, 0.0)
 
 
 def spectral_consistency(layers: dict[str, SubspaceLinear]) -> Tensor:
-    return penalties(layers).spectral_consistency
+    return penalty(layers, 0.0, 1.0)
 
 
 def double_factors(layer: SubspaceLinear) -> Factors:

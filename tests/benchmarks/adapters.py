@@ -27,7 +27,7 @@ from masm.adapters.cache import DecompositionCache
 from masm.backbones import Backbone, build_backbone
 from masm.detector import Detector
 from masm.losses import classification_loss
-from masm.training import add_penalties, clip_gradients, make_optimizer
+from masm.training import add_penalty, clip_gradients, make_optimizer
 from tests.benchmarks.dense import dense_penalties, with_rebuilt_weights
 from tests.benchmarks.memory import bytes_of, peak_of
 from tests.benchmarks.output import Figures, show
@@ -79,7 +79,7 @@ class Step:
     def penalise(self) -> None:
         """Add the penalties' gradients, where the method has any."""
         if self.detector.adapter.method == "masm":
-            add_penalties(self.layers, LAMBDA, LAMBDA)
+            add_penalty(self.layers, LAMBDA, LAMBDA)
 
     def held(self) -> list[Tensor]:
         """The tensors that outlive a step."""
