@@ -97,7 +97,7 @@ class Detector(nn.Module):
         return adapted_layers(self.backbone)
 
     def embed(self, images: Tensor) -> Tensor:
-        """What the head sees of images (B, 3, S, S) in [0, 1]: pooled features (B, D), of length 1 where so adapted."""
+        """Pooled features (B, D) of images (B, 3, S, S) in [0, 1]; of length 1 where the method is layernorm."""
         features = self.backbone((images - self.mean) / self.std)
         return functional.normalize(features.float(), dim=-1) if self.adapter.unit_features else features
 

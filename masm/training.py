@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from masm.adapters import LayerMask, MaskSettings, SubspaceLinear, penalty
+from masm.backbones import state_differences
 from masm.data.augment import augment, to_float
 from masm.data.batches import Batch, Frames, decode, method_batches, steps_of_epoch, training_batches
 from masm.detector import Detector
@@ -238,12 +239,21 @@ class Trainer:
         (folder / "progress.json").write_text(json.dumps(progress))
 
     def load(self, folder: Path) -> None:
-        """Go on from a folder that `save` wrote."""
+        """Go on from a folder that `save` wrote.
+
+        Raises:
+            UserError: it was written with other settings.
+        """
         tensors = load_file(folder / "state.safetensors", device=str(self.detector.device))
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "mask": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = tensor
+        if differences := state_differences(parts["now"], self._trainable()):
+            raise UserError(
+                f"the checkpoint in {folder} was made with other settings ({differences}): resume with the settings "
+                "that it was made with."
+            )
         with torch.no_grad():
             for name, parameter in self._trainable().items():
                 parameter.copy_(parts["now"][name])

@@ -31,11 +31,11 @@ RECIPE = Recipe(
 )  # fmt: skip
 
 
-def make_detector() -> Detector:
+def make_detector(adapter: AdapterSettings = ADAPTER) -> Detector:
     torch.manual_seed(0)
     name = "vit_tiny_patch16_224"
     backbone = Backbone(build_backbone(name, ARGUMENTS), (0.5,) * 3, (0.5,) * 3, name, ARGUMENTS)
-    return Detector.build(backbone, ADAPTER, seed=1)
+    return Detector.build(backbone, adapter, seed=1)
 
 
 def make_frames(count: int, seed: int) -> Frames:
@@ -94,6 +94,33 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
     assert second.mask_history == whole.mask_history
     assert all(torch.equal(value, trainable(whole)[name]) for name, value in trainable(second).items())
     assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 2
+
+
+def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    first = make_trainer()
+    first.run_epoch()
+    first.save(tmp_path)
+    other = Trainer(make_detector(replace(ADAPTER, rank=1)), RECIPE, first.frames, first.validation)
+    with pytest.raises(
+        UserError, match=r"other settings .* backbone\.blocks\.0\.attn\.qkv\.q\..* \(2, 49\), not \(1, 49\)"
+    ):
+        other.load(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["effort", "lora", "layernorm", "full", "probe"])
+def test_every_method_learns_and_resumes(tmp_path: Path, method: str) -> None:
+    adapter = replace(ADAPTER, method=method, targets=("q", "k", "v", "fc1"))
+    trainers = [Trainer(make_detector(adapter), RECIPE, make_frames(48, 1), make_frames(24, 2)) for _ in range(2)]
+    trainers[0].run_epoch()
+    trainers[0].save(tmp_path)
+    trainers[1].load(tmp_path)
+    for trainer in trainers:
+        while not trainer.finished:
+            trainer.run_epoch()
+    whole, resumed = trainers
+    assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+    assert whole.history == resumed.history
+    assert all(torch.equal(value, trainable(resumed)[name]) for name, value in trainable(whole).items())
 
 
 def test_the_mask_is_logged_each_time_it_changes() -> None:

@@ -48,7 +48,8 @@ def lora(model: nn.Module, settings: AdapterSettings, seed: int) -> None:
     for site in sites:
         if site.chosen != site.parts:
             raise UserError(
-                f"lora updates {site.name} as a whole: name all of {', '.join(site.parts)} in adapter.targets, or none."
+                f"lora updates {site.name} as a whole: name all of {', '.join(site.parts)} in adapter.targets, or "
+                "none of them."
             )
     ranks = {site.name: len(site.parts) * settings.rank for site in sites}
     inject_adapter_in_model(

@@ -45,19 +45,18 @@ class DecompositionCache:
 def content_key(weight: Tensor) -> str:
     """SHA-256 of a weight's data type, shape and bytes, in hex digits."""
     digest = hashlib.sha256(f"{weight.dtype} {tuple(weight.shape)}".encode())
-    digest.update(_bytes(weight))
+    digest.update(_content(weight))
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+def _content(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in ("U", "s", "V"):
-        digest.update(_bytes(tensors[name]))
+        digest.update(_content(tensors[name]))
     return digest.hexdigest()
 
 

@@ -61,11 +61,11 @@ def split(
     precision. Needs subspaces x rank <= min(m, n) and a finite weight. `decompose` gives the triplets, from a
     cache for instance.
     """
-    exact = weight.detach().to("cpu", torch.float64)
     triplets = decompose(weight, subspaces * rank)
     order = artifact_order(len(triplets.s), subspaces, rank, grouping)
     U, s, V = triplets.U[:, order], triplets.s[order], triplets.V[:, order]
-    return Split(exact - (U * s) @ V.T, U, s, V)
+    exact = weight.detach().to("cpu", torch.float64, copy=True)
+    return Split(exact.addmm_(U * s, V.T, alpha=-1), U, s, V)
 
 
 def artifact_order(triplets: int, subspaces: int, rank: int, grouping: str) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import cast
 
 from timm.layers import GluMlp
 from torch import nn
@@ -65,7 +66,7 @@ def _block_sites(name: str, block: nn.Module, targets: Collection[str]) -> list[
     sites = []
     for layer, parts in layers.items():
         if chosen := tuple(part for part in parts if part in targets):
-            _check_parts(f"{name}.{layer}", block.get_submodule(layer).out_features, parts)
+            _check_parts(f"{name}.{layer}", cast(nn.Linear, block.get_submodule(layer)), parts)
             sites.append(Site(f"{name}.{layer}", parts, chosen))
     return sites
 
@@ -86,9 +87,9 @@ def _is_linear(block: nn.Module, name: str) -> bool:
         return False
 
 
-def _check_parts(name: str, outputs: int, parts: tuple[str, ...]) -> None:
-    if outputs % len(parts):
+def _check_parts(name: str, layer: nn.Linear, parts: tuple[str, ...]) -> None:
+    if layer.out_features % len(parts):
         raise UserError(
-            f"{name} has {outputs} outputs, which is not {len(parts)} equal parts: take {', '.join(parts)} out of "
-            "adapter.targets."
+            f"{name} has {layer.out_features} outputs, which is not {len(parts)} equal parts: take "
+            f"{', '.join(parts)} out of adapter.targets."
         )
