@@ -7,6 +7,7 @@ strictly: a file that does not belong to the named model is an error, never a ha
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -105,11 +106,9 @@ def _load_weights(model: nn.Module, weights: dict[str, Tensor], name: str, path:
     found = {key: value for key, value in weights.items() if key in expected or not key.startswith(_HEADS)}
     if "pos_embed" in found and "pos_embed" in expected:
         found["pos_embed"] = _resample_positions(found["pos_embed"], model)
-    problems = _differences(found, expected)
-    if problems:
-        listed = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+    if differences := state_differences(found, expected):
         raise UserError(
-            f"{path} does not hold the weights of timm's {name} ({len(problems)} keys differ: {listed}): "
+            f"{path} does not hold the weights of timm's {name} ({differences}): "
             "name the timm model that the file was saved from, or give another file."
         )
     model.load_state_dict(found)
@@ -122,7 +121,8 @@ def _resample_positions(positions: Tensor, model: VisionTransformer) -> Tensor:
         return resample_abs_pos_embed(positions, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 
-def _differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+def state_differences(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """In which tensors one state differs from another, in names or shapes; empty where it does not."""
     missing = [f"missing {key}" for key in expected if key not in found]
     unexpected = [f"unexpected {key}" for key in found if key not in expected]
     shapes = [
@@ -130,4 +130,6 @@ def _differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> list[
         for key in expected
         if key in found and found[key].shape != expected[key].shape
     ]
-    return missing + unexpected + shapes
+    problems = missing + unexpected + shapes
+    listed = "; ".join(problems[:5]) + ("; ..." if len(problems) > 5 else "")
+    return f"{len(problems)} keys differ: {listed}" if problems else ""

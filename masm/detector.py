@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,10 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from masm import __version__
-from masm.adapters import AdapterSettings, SubspaceLinear, adapt, adapted_layers, merge
-from masm.backbones import Backbone, build_backbone
+from masm.adapters import AdapterSettings, SubspaceLinear, adapt, adapted_layers, merge, restored_subspace, shares
+from masm.backbones import Backbone, build_backbone, state_differences
 from masm.errors import UserError
 
 CLASSES = ("real", "fake")
@@ -65,14 +66,20 @@ class Detector(nn.Module):
             self.register_buffer(name, values, persistent=False)
 
     @classmethod
-    def build(cls, backbone: Backbone, adapter: AdapterSettings, seed: int) -> Detector:
-        """A detector to be trained, on a copy of the pretrained `backbone`; `seed` draws the head's weights.
+    def build(cls, backbone: Backbone, adapter: AdapterSettings, seed: int, cache: Path | None = None) -> Detector:
+        """A detector to be trained, on a copy of the pretrained `backbone`.
+
+        Args:
+            backbone: stays as it is.
+            adapter: how to adapt it.
+            seed: draws the head's weights, and LoRA's.
+            cache: a folder that keeps decompositions; None makes them anew.
 
         Raises:
             UserError: the backbone cannot be adapted in this way.
         """
         model = copy.deepcopy(backbone.model)
-        adapt(model, adapter)
+        adapt(model, adapter, cache=cache, seed=seed)
         architecture = Architecture(backbone.name, backbone.arguments, backbone.mean, backbone.std)
         detector = cls(model, architecture, adapter)
         nn.init.normal_(detector.head.weight, std=_HEAD_STD, generator=torch.Generator().manual_seed(seed))
@@ -86,29 +93,52 @@ class Detector(nn.Module):
 
     @property
     def layers(self) -> dict[str, SubspaceLinear]:
-        """The adapted layers by name; none for the probe and for merged weights."""
+        """The layers with artifact subspaces by name; none for other methods and for merged weights."""
         return adapted_layers(self.backbone)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Pooled features (B, D) of images (B, 3, S, S) in [0, 1]."""
-        return self.backbone((images - self.mean) / self.std)
+        """Pooled features (B, D) of images (B, 3, S, S) in [0, 1]; of length 1 where the method is layernorm."""
+        features = self.backbone((images - self.mean) / self.std)
+        return functional.normalize(features.float(), dim=-1) if self.adapter.unit_features else features
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) in float32 of images (B, 3, S, S) in [0, 1]."""
         return self.head(self.embed(images)).squeeze(-1).float()
 
     def parameter_groups(self, lr: float, head_lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer: the subspaces, if there are any, and the head.
+        """Parameter groups for an optimizer: what learns of the backbone, if anything does, and the head.
 
-        Weight decay is the head's alone: it would pull the subspaces away from the pretrained weight.
+        Weight decay is the head's alone: it would pull the rest away from the pretrained weights.
         """
-        factors = [value for value in self.backbone.parameters() if value.requires_grad]
+        adapted = [value for value in self.backbone.parameters() if value.requires_grad]
         head = {"params": list(self.head.parameters()), "lr": head_lr, "weight_decay": weight_decay}
-        return [{"params": factors, "lr": lr, "weight_decay": 0.0}, head] if factors else [head]
+        return [{"params": adapted, "lr": lr, "weight_decay": 0.0}, head] if adapted else [head]
+
+    @torch.inference_mode()
+    def subspace_shares(self, images: Tensor) -> Tensor:
+        """How much each artifact subspace has to say about images (B, 3, S, S) in [0, 1]: (B, K), see `shares`.
+
+        K more forward passes, each with one subspace of all layers at its pretrained value. Not to be called
+        while another thread uses the detector.
+
+        Raises:
+            UserError: the detector has no subspaces.
+        """
+        layers = self.layers
+        if not layers:
+            raise UserError(
+                f"a detector of method {self.adapter.method} has no artifact subspaces: load one of method masm or "
+                "effort, not merged."
+            )
+        logits, restored = self(images), []
+        for index in range(len(next(iter(layers.values())).subspaces)):
+            with restored_subspace(layers, index):
+                restored.append(self(images))
+        return shares(logits, torch.stack(restored, dim=1))
 
     def merged(self) -> Detector:
-        """A copy whose backbone is plain timm: the same logits to 1e-5, no cost of the subspaces."""
-        detector = Detector(merge(self.backbone), self.architecture, replace(self.adapter, method="probe"))
+        """A copy whose backbone is plain timm: the same logits to 1e-5, no cost of the adapter."""
+        detector = Detector(merge(self.backbone), self.architecture, self.adapter.merged)
         detector.head, detector.card = copy.deepcopy(self.head), copy.deepcopy(self.card)
         return detector.to(self.device).train(self.training)
 
@@ -141,7 +171,7 @@ class Detector(nn.Module):
 
         Args:
             folder: with `model.safetensors` and `detector.json`.
-            merged: write the subspaces back into plain linear layers, for inference.
+            merged: write the adapter back into plain linear layers, for inference.
 
         Raises:
             UserError: a file is missing or damaged, or the weights do not fit the description.
@@ -184,11 +214,14 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 def _load_weights(detector: Detector, path: Path) -> None:
     try:
-        detector.load_state_dict(load_file(path))
+        weights = load_file(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: name the folder of a saved detector.") from error
     except SafetensorError as error:
         raise UserError(f"{path} is damaged ({error}): save or fetch it again.") from error
-    except RuntimeError as error:  # missing, unexpected or misshapen tensors; torch lists all of them
-        details = " ".join(str(error).split())[:300]
-        raise UserError(f"{path} does not fit its detector.json ({details}): save it again.") from error
+    if differences := state_differences(weights, detector.state_dict()):
+        raise UserError(
+            f"{path} was not made with the settings of its {_CARD} ({differences}): bring back the file that was "
+            "saved with it, or save the detector again."
+        )
+    detector.load_state_dict(weights)

@@ -99,7 +99,7 @@ def evaluate(scores: pd.DataFrame, threshold: float, draws: int = 10_000, seed: 
     rows = tuple(_dataset_row(part, threshold, draws, seed) for part in parts)
     defined = [index for index, row in enumerate(rows) if math.isfinite(row.video_auc.value)]
     frame_auc = float(np.mean([rows[index].frame_auc for index in defined])) if defined else math.nan
-    video_auc = _estimate([_sample(video_scores(parts[index])) for index in defined], draws, seed)
+    video_auc = _estimate([as_sample(video_scores(parts[index])) for index in defined], draws, seed)
     return Scorecard(rows, frame_auc, video_auc, threshold)
 
 
@@ -114,7 +114,7 @@ def _dataset_row(part: pd.DataFrame, threshold: float, draws: int, seed: int) ->
         frames=len(frames),
         coverage=len(videos) / len(part.drop_duplicates(VIDEO)),
         frame_auc=_area(frames),
-        video_auc=_estimate([_sample(videos)], draws, seed),
+        video_auc=_estimate([as_sample(videos)], draws, seed),
         equal_error_rate=equal_error_rate(labels, scores),
         average_precision=average_precision(labels, scores),
         balanced_accuracy=balanced_accuracy(labels, scores, threshold),
@@ -129,7 +129,7 @@ def _method_rows(frames: pd.DataFrame, videos: pd.DataFrame, draws: int, seed: i
     for method in videos.loc[videos["label"] == 1, "method"].unique():
         one_frames = frames[(frames["label"] == 0) | (frames["method"] == method)]
         one_videos = videos[(videos["label"] == 0) | (videos["method"] == method)]
-        estimate = _estimate([_sample(one_videos)], draws, seed)
+        estimate = _estimate([as_sample(one_videos)], draws, seed)
         count = int((one_videos["label"] == 1).sum())
         rows.append(MethodRow(str(method), count, _area(one_frames), estimate))
     return tuple(rows)
@@ -139,7 +139,7 @@ def _area(rows: pd.DataFrame) -> float:
     return area_under_curve(rows["label"].to_numpy(), rows["score"].to_numpy(dtype=np.float64))
 
 
-def _sample(rows: pd.DataFrame) -> Sample:
+def as_sample(rows: pd.DataFrame) -> Sample:
     """The rows as one AUC's input; a cluster is the person, or the video where the person is unknown."""
     person = rows["identity"].fillna("").astype(str)
     video = rows["dataset"].astype(str) + "/" + rows["method"].astype(str) + "/" + rows["video_id"].astype(str)
@@ -152,10 +152,10 @@ def _estimate(samples: Sequence[Sample], draws: int, seed: int) -> Estimate:
     if not samples or not all(both_classes(sample.labels) for sample in samples):
         return Estimate(math.nan, math.nan, math.nan)
     value = float(np.mean([area_under_curve(sample.labels, sample.scores) for sample in samples]))
-    return _with_interval(value, bootstrap_areas(samples, draws, np.random.default_rng((seed,))).mean(axis=1))
+    return with_interval(value, bootstrap_areas(samples, draws, np.random.default_rng((seed,))).mean(axis=1))
 
 
-def _with_interval(value: float, draws: np.ndarray) -> Estimate:
+def with_interval(value: float, draws: np.ndarray) -> Estimate:
     """Percentile interval; draws that happened to lose a class are left out."""
     defined = draws[np.isfinite(draws)]
     low, high = np.percentile(defined, [2.5, 97.5]) if len(defined) else (math.nan, math.nan)
@@ -189,9 +189,9 @@ def paired_bootstrap(
     if absent:
         raise UserError(f"No scores of dataset {', '.join(sorted(absent))}: score it, or leave it out.")
     chosen = [scored_frames(scores[scores["dataset"].isin(datasets)]) for scores in (scores_a, scores_b)]
-    _check_same_frames(*chosen)
+    check_same_frames(*chosen)
     tables = [video_scores(frames) for frames in chosen] if level == "video" else chosen
-    a, b = ([_sample(table[table["dataset"] == name]) for name in datasets] for table in tables)
+    a, b = ([as_sample(table[table["dataset"] == name]) for name in datasets] for table in tables)
     pairs = [pair for pair in zip(a, b, strict=True) if both_classes(pair[0].labels)]
     if not pairs:
         return Estimate(math.nan, math.nan, math.nan)
@@ -199,10 +199,11 @@ def paired_bootstrap(
     areas = np.array([[area_under_curve(sample.labels, sample.scores) for sample in samples]])
     drawn = bootstrap_areas(samples, draws, np.random.default_rng((seed,)))
     value, differences = (np.mean(each[:, 0::2] - each[:, 1::2], axis=1) for each in (areas, drawn))
-    return _with_interval(float(value[0]), differences)
+    return with_interval(float(value[0]), differences)
 
 
-def _check_same_frames(frames_a: pd.DataFrame, frames_b: pd.DataFrame) -> None:
+def check_same_frames(frames_a: pd.DataFrame, frames_b: pd.DataFrame) -> None:
+    """Raise UserError where two models were not scored on the same frames with the same labels."""
     columns = [*FRAME, "label"]
     a, b = (pd.MultiIndex.from_frame(frames[columns]) for frames in (frames_a, frames_b))
     only_one = a.symmetric_difference(b)

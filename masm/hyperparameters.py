@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from masm.adapters import AdapterSettings, MaskSettings
 from masm.backbones import load_backbone
@@ -16,13 +18,19 @@ from masm.training import Recipe
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """One point of `search.space`."""
+    """One point of `search.space`; 0 stands for what a method does not have."""
 
     rank: int
     subspaces: int
     mask_threshold: float
     lambda_orth: float
     lambda_spec: float
+
+    @classmethod
+    def of(cls, point: Mapping[str, Any]) -> Hyperparameters:
+        """The hyper-parameters that a method has."""
+        nothing = cls(rank=0, subspaces=0, mask_threshold=0.0, lambda_orth=0.0, lambda_spec=0.0)
+        return replace(nothing, **point)
 
 
 def read_best(path: Path) -> Hyperparameters:
@@ -45,19 +53,21 @@ def build_detector(settings: Settings, found: Hyperparameters | None) -> Detecto
     source = weights if weights in ("starter", "hub") else settings.path(weights)
     backbone = load_backbone(settings.backbone.name, source, settings.crop.size)
     adapter = AdapterSettings(
-        method="probe" if found is None else "masm",
+        method="probe" if found is None else settings.adapter.method,
         rank=0 if found is None else found.rank,
         subspaces=0 if found is None else found.subspaces,
         grouping=settings.adapter.grouping,
         targets=settings.adapter.targets,
     )
-    return Detector.build(backbone, adapter, seed=settings.seed)
+    cache = settings.adapter.cache
+    return Detector.build(backbone, adapter, settings.seed, cache and settings.path(cache))
 
 
 def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperparameters) -> Recipe:
-    """The training run that these settings ask for."""
+    """The training run that these settings ask for; masm alone has a mask."""
     mask = MaskSettings(
-        kind=settings.mask.kind,
+        kind=settings.mask.kind if settings.adapter.method == "masm" else "none",
+        over=settings.mask.over,
         threshold_kind=settings.mask.threshold_kind,
         threshold=found.mask_threshold,
         interval=settings.mask.interval,

@@ -21,6 +21,7 @@ BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00
 MODEL_COLOURS = (BLUE, ORANGE, GREEN, VERMILION)
 MODEL_MARKERS = ("o", "s", "D", "^")
 INK, LINES = "#2B2F36", "#E3E6EB"
+COURSE_COLUMNS = 400  # steps that the course of the mask shows at most
 
 STYLE: Any = {
     "svg.hashsalt": "masm",  # identifiers by content, not by chance
@@ -189,6 +190,51 @@ def mask_map(shares: Mapping[str, np.ndarray]) -> str:
     bar = figure.colorbar(mesh, ax=axes, format=PercentFormatter(1, decimals=0), aspect=12)
     bar.set_label("of the steps free")
     bar.outline.set_visible(False)
+    return to_svg(figure)
+
+
+@mpl.rc_context(STYLE)
+def mask_course(history: Sequence[MaskState], last_step: int) -> str:
+    """Which subspaces could move when: rows are subspaces, layer after layer, columns are steps."""
+    layers = list(history[0]["free"])
+    starts = [state["step"] for state in history]
+    steps = np.linspace(0, last_step, min(last_step, COURSE_COLUMNS), endpoint=False)
+    columns = np.searchsorted(starts, steps, side="right") - 1
+    free = np.array([[can for layer in layers for can in state["free"][layer]] for state in history], dtype=float)
+    edges = np.cumsum([0, *(len(history[0]["free"][layer]) for layer in layers)])
+    figure, axes = _figure(6.4, 1.0 + 0.15 * len(layers))
+    axes.imshow(
+        free[columns].T, cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="none",
+        extent=(0, last_step, edges[-1], 0),
+    )  # fmt: skip
+    axes.hlines(edges[1:-1], 0, last_step, color="white", linewidth=0.5)
+    axes.set_yticks((edges[:-1] + edges[1:]) / 2, [" ".join(_place(layer)) for layer in layers], fontsize=6)
+    axes.set(title="Free (light) and masked (dark) over training", xlabel="step")
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False)
+    return to_svg(figure)
+
+
+@mpl.rc_context(STYLE)
+def share_map(shares: pd.DataFrame) -> str:
+    """Mean shares as a table of coloured cells: rows are datasets' methods, columns subspaces.
+
+    Args:
+        shares: columns dataset, method, subspace (from 1) and share.
+    """
+    table = shares.pivot_table(index=["dataset", "method"], columns="subspace", values="share", sort=False)
+    limit = max(float(table.abs().max().max()), 1e-9)
+    figure, axes = _figure(2.4 + 0.75 * table.shape[1], 0.9 + 0.3 * len(table))
+    axes.pcolormesh(table.to_numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=1)
+    for (row, column), share in np.ndenumerate(table.to_numpy()):
+        ink = "white" if abs(share) > 0.75 * limit else INK
+        axes.text(column + 0.5, row + 0.5, f"{share:+.2f}", ha="center", va="center", fontsize=8, color=ink)
+    axes.set_yticks(np.arange(len(table)) + 0.5, [f"{dataset}: {method}" for dataset, method in table.index])
+    axes.set_xticks(np.arange(table.shape[1]) + 0.5, [f"subspace {index}" for index in table.columns])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.invert_yaxis()
+    axes.grid(visible=False)
     return to_svg(figure)
 
 

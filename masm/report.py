@@ -21,6 +21,20 @@ from masm.scorecard import DatasetRow, Estimate, Scorecard, number
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
+METHODS = {
+    "masm": "MASM, “Deepfake Detection with Multi-Artifact Subspace Fine-Tuning and Selective Layer Masking” (arXiv "
+    "2601.01041, renamed FMSD in its third version). The split into subspaces, the layer mask and the two constraints "
+    "are stated in its abstracts; their formulas are this project's reconstruction, not the authors' code.",
+    "effort": "The architecture of Effort (ICML 2025, arXiv 2411.15633): the smallest singular triplet of q, k, v and "
+    "proj learns, without penalties.",
+    "lora": "LoRA (arXiv 2106.09685), by peft.",
+    "layernorm": "Scale and shift of the normalisation layers under a head on the L2-normalised feature, as in GenD "
+    "(WACV 2026).",
+    "full": "Fine-tuning of all weights.",
+    "probe": "A linear head on the frozen backbone.",
+}
+"""What the model card says of each method of adaptation."""
+
 
 @dataclass(frozen=True)
 class DatasetCard:
@@ -40,7 +54,8 @@ class ReportInputs:
     """All that the report shows.
 
     Attributes:
-        model: the headline, for instance "MASM adapter on starter".
+        model: the headline, for instance "masm on starter".
+        method: how the backbone was adapted, a key of METHODS.
         verdict: one sentence below it.
         scores: Scores of the test datasets by model name, the adapted model first.
         scorecards: the scorecards of the same models.
@@ -48,6 +63,7 @@ class ReportInputs:
         history: columns epoch, loss (training), val_auc; the epoch of the highest validation AUC was kept.
         masks: the layer mask's states in order of their steps, the first at step 0; none without a mask.
         steps: number of training steps.
+        shares: columns dataset, method, subspace, share and frames; empty without subspaces.
         trials: columns trial, score (NaN where it failed) and one per searched setting; empty without search.
         datasets: every dataset that the model or its choice has seen, or that judges it.
         candidates: how many models these test datasets have judged so far, this one included.
@@ -56,6 +72,7 @@ class ReportInputs:
     """
 
     model: str
+    method: str
     verdict: str
     scores: Mapping[str, pd.DataFrame]
     scorecards: Mapping[str, Scorecard]
@@ -63,6 +80,7 @@ class ReportInputs:
     history: pd.DataFrame
     masks: Sequence[MaskState]
     steps: int
+    shares: pd.DataFrame
     trials: pd.DataFrame
     datasets: Sequence[DatasetCard]
     candidates: int
@@ -83,6 +101,7 @@ def write_report(path: Path, inputs: ReportInputs) -> None:
         results=_results(inputs),
         plots=_plots(inputs),
         settings=flatten(inputs.settings),
+        method=METHODS[inputs.method],
     )
     partial = path.with_name(path.name + ".partial")
     partial.write_text(html, encoding="utf-8")
@@ -120,7 +139,8 @@ def _plots(inputs: ReportInputs) -> dict[str, list[Markup]]:
         "roc": _roc_plots(inputs),
         "histograms": _histograms(inputs),
         "history": _history_plots(inputs.history),
-        "masks": [plots.mask_map(plots.free_shares(inputs.masks, inputs.steps))] if inputs.masks else [],
+        "masks": _mask_plots(inputs),
+        "shares": [] if inputs.shares.empty else [plots.share_map(inputs.shares)],
         "trials": _trial_plots(inputs.trials),
     }
     # matplotlib escapes the text that it writes, so the template need not do it again.
@@ -167,6 +187,13 @@ def _history_plots(history: pd.DataFrame) -> list[str]:
         plots.line("Training loss", history["epoch"], history["loss"], plots.VERMILION),
         plots.line("Validation AUC", history["epoch"], history["val_auc"], plots.BLUE, best),
     ]
+
+
+def _mask_plots(inputs: ReportInputs) -> list[str]:
+    if not inputs.masks:
+        return []
+    shares = plots.free_shares(inputs.masks, inputs.steps)
+    return [plots.mask_map(shares), plots.mask_course(inputs.masks, inputs.steps)]
 
 
 def _trial_plots(trials: pd.DataFrame) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 
 from masm.data.augment import to_float
 from masm.data.batches import decode
-from masm.data.table import read_failures, table_shards
+from masm.data.table import read_failures, read_table, table_shards
 from masm.detector import Detector
 from masm.settings import Settings
 
@@ -56,6 +56,41 @@ def _score_table(
     failed = failed.assign(frame_index=-1, score=np.nan)
     failed["sample_id"] = failed["dataset"] + "/" + failed["method"] + "/" + failed["video_id"]
     return pd.concat([scored, failed[SCORE_COLUMNS]], ignore_index=True)
+
+
+def subspace_shares(detector: Detector, settings: Settings, datasets: Sequence[str], frames: int) -> pd.DataFrame:
+    """Mean share of each artifact subspace in the logits of a dataset's methods (see `masm.adapters.shares`).
+
+    Args:
+        detector: not merged; it is not changed.
+        settings: where the face tables are, and the batch size.
+        datasets: names of datasets.
+        frames: how many frames of each method are looked at, evenly spaced over the table.
+
+    Returns:
+        Columns dataset, method, subspace (from 1), share (signed, positive for fake) and frames.
+    """
+    rows = []
+    for dataset in datasets:
+        table = read_table(settings.table(dataset), ["method"]).to_pandas()
+        for method, members in table.groupby("method", sort=False):
+            chosen = members.index[np.linspace(0, len(members) - 1, min(frames, len(members))).round().astype(int)]
+            shares = _mean_shares(detector, settings, dataset, chosen.to_numpy())
+            rows += [(dataset, method, index + 1, share, len(chosen)) for index, share in enumerate(shares)]
+    return pd.DataFrame(rows, columns=["dataset", "method", "subspace", "share", "frames"])
+
+
+def _mean_shares(detector: Detector, settings: Settings, dataset: str, rows: np.ndarray) -> list[float]:
+    """Mean shares (K,) over these rows of a dataset's table."""
+    images = read_table(settings.table(dataset), ["image"])["image"].take(rows).to_pylist()
+    detector.eval()
+    parts = [
+        detector.subspace_shares(
+            to_float(decode(images[start : start + settings.evaluate.batch_size])).to(detector.device)
+        )
+        for start in range(0, len(images), settings.evaluate.batch_size)
+    ]
+    return torch.cat(parts).double().mean(dim=0).tolist()
 
 
 @torch.inference_mode()

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from masm.errors import UserError
 
 Role = Literal["train", "validate", "test"]
+Method = Literal["masm", "effort", "lora", "layernorm", "full", "probe"]
+Target = Literal["q", "k", "v", "proj", "fc1", "fc2", "fc1_g", "fc1_x"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -86,16 +88,19 @@ class Backbone(Section):
 
 
 class Adapter(Section):
-    """What of the method is not searched."""
+    """The method, and what of it is not searched; a method ignores what it does not have."""
 
-    targets: tuple[str, ...] = Field(min_length=1)
-    grouping: Literal["interleaved", "contiguous"]
+    method: Method
+    targets: tuple[Target, ...] = Field(min_length=1, description="of masm and lora")
+    grouping: Literal["interleaved", "contiguous"] = Field(description="of masm")
+    cache: Path | None = Field(default=None, description="a folder that keeps decompositions")
 
 
 class Mask(Section):
-    """The layer mask, but for its threshold, which is searched."""
+    """The layer mask of masm, but for its threshold, which is searched."""
 
     kind: Literal["none", "static", "adaptive"]
+    over: Literal["batch", "method"] = Field(description="whose gradients are compared")
     threshold_kind: Literal["quantile", "absolute"]
     interval: int = Field(ge=2, description="steps from one decision to the next")
     momentum: Share = Field(description="of the moving averages of the gradients")
@@ -106,9 +111,9 @@ class Optimisation(Section):
 
     epochs: int = Field(ge=1)
     batch_size: int = Field(ge=2, description="images of a step, over all workers")
-    lr: float = Field(gt=0, description="of the artifact subspaces")
+    lr: float = Field(gt=0, description="of what learns in the backbone")
     head_lr: float = Field(gt=0)
-    weight_decay: float = Field(ge=0, description="of the head; the subspaces have none")
+    weight_decay: float = Field(ge=0, description="of the head; the backbone has none")
     clip_norm: float = Field(gt=0)
 
 
@@ -139,13 +144,21 @@ Range = Annotated[Uniform | Choice, Field(discriminator="type")]
 
 
 class SearchSpace(Section):
-    """The hyper-parameters that are searched; train takes the best of them and has no such keys itself."""
+    """The hyper-parameters that are searched; train takes the best of them and has no such keys itself.
+
+    `hyperparameters_of` says which of them a method has: the others are not searched, and 0.
+    """
 
     rank: Choice
     subspaces: Choice
     mask_threshold: Range
     lambda_orth: Range
     lambda_spec: Range
+
+
+def hyperparameters_of(method: str) -> tuple[str, ...]:
+    """The hyper-parameters that a method of adaptation has."""
+    return {"masm": tuple(SearchSpace.model_fields), "lora": ("rank",)}.get(method, ())
 
 
 class Search(Section):
@@ -171,6 +184,36 @@ class Evaluate(Section):
 
     batch_size: int = Field(ge=1)
     draws: int = Field(ge=100, description="bootstrap draws")
+    share_frames: int = Field(ge=0, description="frames of a dataset's method whose subspace shares are measured")
+
+
+class Candidate(Section):
+    """One method of a comparison, with the hyper-parameters that it has."""
+
+    lr: float = Field(gt=0)
+    rank: int = Field(default=0, ge=0)
+    subspaces: int = Field(default=0, ge=0)
+    mask_threshold: float = Field(default=0.0, ge=0)
+    lambda_orth: float = Field(default=0.0, ge=0)
+    lambda_spec: float = Field(default=0.0, ge=0)
+
+
+class Compare(Section):
+    """Several methods, trained as `train` says but for these values, each with several seeds."""
+
+    seeds: int = Field(ge=2, description="runs of each method: seed, seed + 1, ...")
+    table: Path = Field(description="the Markdown file that the comparison writes")
+    methods: dict[Method, Candidate] = Field(min_length=1, description="the first is what the others are held against")
+
+    @model_validator(mode="after")
+    def _own_hyperparameters(self) -> Compare:
+        for method, candidate in self.methods.items():
+            expected, given = set(hyperparameters_of(method)), candidate.model_fields_set - {"lr"}
+            if foreign := given - expected:
+                raise ValueError(f"{method} has no {min(foreign)}: take it out")
+            if missing := expected - given:
+                raise ValueError(f"{method} needs {min(missing)}: give it")
+        return self
 
 
 class Pretrain(Section):
@@ -215,6 +258,7 @@ class Settings(Section):
     search: Search
     train: Train
     evaluate: Evaluate
+    compare: Compare
     pretrain: Pretrain
     mlflow: Mlflow
     ray: Ray

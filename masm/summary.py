@@ -12,7 +12,7 @@ from rich.table import Table
 from masm.scorecard import number
 from masm.settings import Settings
 
-MODELS = {"adapted": "adapted (MASM)", "probe": "frozen-backbone probe"}
+MODELS = {"adapted": "adapted", "probe": "frozen-backbone probe"}
 
 
 def print_summary(settings: Settings, console: Console) -> None:

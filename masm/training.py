@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from masm.adapters import LayerMask, MaskSettings, orthogonality, spectral_consistency
+from masm.adapters import LayerMask, MaskSettings, SubspaceLinear, penalty
+from masm.backbones import state_differences
 from masm.data.augment import augment, to_float
-from masm.data.batches import Batch, Frames, decode, steps_of_epoch, training_batches
+from masm.data.batches import Batch, Frames, decode, method_batches, steps_of_epoch, training_batches
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.losses import classification_loss
@@ -88,7 +89,7 @@ class Trainer:
         self.frames, self.validation = frames, validation
         self.layers = detector.layers
         self.mask = LayerMask(self.layers, recipe.mask)
-        self.optimizer = torch.optim.AdamW(detector.parameter_groups(recipe.lr, recipe.head_lr, recipe.weight_decay))
+        self.optimizer = make_optimizer(detector, recipe.lr, recipe.head_lr, recipe.weight_decay)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._replica = replicate(detector)
         self.epoch = 0
@@ -137,22 +138,41 @@ class Trainer:
 
     def _calibrate(self) -> None:
         """Show a static mask the gradients of the pretrained model until it has decided."""
+        draw = 0
         while self.mask.calibrating:
+            if self.recipe.mask.over == "method":
+                self._observe_methods(draw)
+                self._decide(step=0)
+                draw += 1
+                continue
             for batch in self._batches():
                 self._backward(batch)
-                if self.mask.decide():
-                    self.mask_history = [{"step": 0, "free": self._free()}]
+                self.mask.observe()
+                self._decide(step=0)
                 if not self.mask.calibrating:
                     break
 
+    def _observe_methods(self, draw: int) -> None:
+        """Show the mask the gradient of one batch of each forgery method."""
+        recipe, place = self.recipe, self.place
+        for method, batch in method_batches(
+            self.frames, recipe.batch_size, recipe.seed, draw, place.rank, place.world
+        ):
+            self._backward(batch)
+            self.mask.observe(method)
+
+    def _decide(self, step: int) -> None:
+        if self.mask.decide():
+            earlier = [state for state in self.mask_history if state["step"] < step]
+            self.mask_history = [*earlier, {"step": step, "free": self._free()}]
+
     def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of the classification loss, which the mask takes in; returns the loss."""
+        """Gradients of the classification loss, averaged over the workers; returns the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         device = self.detector.device
         images = augment(batch.images.to(device), batch.samples, self.recipe.seed, self.epoch)
         loss = classification_loss(self._replica(images), batch.labels.to(device))
         loss.backward()
-        self.mask.observe()
         return loss.detach()
 
     def _step(self, batch: Batch, step: int) -> float:
@@ -162,23 +182,18 @@ class Trainer:
                 f"the loss is {loss.item()} at step {step} of epoch {self.epoch}: lower train.lr; the checkpoints of "
                 "the epochs before are kept."
             )
-        self._add_penalties()
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.recipe.clip_norm)
+        if self.recipe.mask.over == "batch":
+            self.mask.observe()
+        add_penalty(self.layers, self.recipe.lambda_orth, self.recipe.lambda_spec)
+        clip_gradients(self.optimizer, self.recipe.clip_norm)
         self.mask.silence(self.optimizer)
         self.optimizer.step()
-        if self.mask.decide():
-            self.mask_history.append({"step": step + 1, "free": self._free()})
+        if self.recipe.mask.over == "batch":
+            self._decide(step + 1)
+        elif self.mask.observing and (step + 1) % self.recipe.mask.interval == 0:
+            self._observe_methods(step + 1)
+            self._decide(step + 1)
         return loss.item()
-
-    def _add_penalties(self) -> None:
-        if not self.layers:
-            return
-        penalty = self.recipe.lambda_orth * orthogonality(self.layers)
-        penalty = penalty + self.recipe.lambda_spec * spectral_consistency(self.layers)
-        factors = [p for layer in self.layers.values() for p in layer.parameters() if p.requires_grad]
-        for factor, gradient in zip(factors, torch.autograd.grad(penalty, factors), strict=True):
-            factor.grad = gradient if factor.grad is None else factor.grad + gradient
 
     def _set_rates(self, step: int) -> None:
         factor = learning_rate_factor(step, self.steps)
@@ -224,12 +239,21 @@ class Trainer:
         (folder / "progress.json").write_text(json.dumps(progress))
 
     def load(self, folder: Path) -> None:
-        """Go on from a folder that `save` wrote."""
+        """Go on from a folder that `save` wrote.
+
+        Raises:
+            UserError: it was written with other settings.
+        """
         tensors = load_file(folder / "state.safetensors", device=str(self.detector.device))
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "mask": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, rest = name.split(".", 1)
             parts[part][rest] = tensor
+        if differences := state_differences(parts["now"], self._trainable()):
+            raise UserError(
+                f"the checkpoint in {folder} was made with other settings ({differences}): resume with the settings "
+                "that it was made with."
+            )
         with torch.no_grad():
             for name, parameter in self._trainable().items():
                 parameter.copy_(parts["now"][name])
@@ -243,6 +267,26 @@ class Trainer:
         progress = json.loads((folder / "progress.json").read_text())
         self.epoch, self.best_auc = progress["epoch"], progress["best_auc"]
         self.history, self.mask_history = progress["history"], progress["mask_history"]
+
+
+def make_optimizer(detector: Detector, lr: float, head_lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW over what of the detector learns; fused, since many subspaces are many small tensors."""
+    return torch.optim.AdamW(detector.parameter_groups(lr, head_lr, weight_decay), fused=True)
+
+
+def add_penalty(layers: Mapping[str, SubspaceLinear], lambda_orth: float, lambda_spec: float) -> None:
+    """Add the penalties' gradient to the one that the factors hold."""
+    if not layers or not (lambda_orth or lambda_spec):
+        return
+    factors = [piece for layer in layers.values() for piece in layer.pieces()]
+    gradients = torch.autograd.grad(penalty(layers, lambda_orth, lambda_spec), factors)
+    torch._foreach_add_([cast(Tensor, factor.grad) for factor in factors], gradients)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
+    """Scale all gradients down together where their norm is greater."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:

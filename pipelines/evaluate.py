@@ -18,7 +18,7 @@ from masm.detector import Detector
 from masm.evaluation import evaluate, paired_bootstrap, roc_points
 from masm.report import DatasetCard, ReportInputs, write_report
 from masm.scorecard import Estimate, Scorecard
-from masm.scoring import score
+from masm.scoring import score, subspace_shares
 from masm.settings import Settings
 from pipelines import run_stage
 
@@ -35,11 +35,13 @@ def main(settings: Settings) -> None:
     draws, seed = settings.evaluate.draws, settings.seed
     cards = {name: evaluate(table, detectors[name].card["threshold"], draws, seed) for name, table in scores.items()}
     gains = _gains(settings, scores)
+    shares = _shares(settings)
     labelled = [table.assign(model=name) for name, table in scores.items()]
     pd.concat(labelled, ignore_index=True).to_parquet(reports / "scores.parquet", index=False)
-    (reports / "metrics.json").write_text(json.dumps(_metrics(cards, gains["macro"]), indent=1) + "\n")
+    metrics = {**_metrics(cards, gains["macro"]), **_share_metrics(shares)}
+    (reports / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     roc_points(scores).to_csv(reports / "roc.csv", index=False)
-    write_report(reports / "report.html", _report_inputs(settings, scores, cards, gains))
+    write_report(reports / "report.html", _report_inputs(settings, scores, cards, gains, shares))
     figures = {name: f"{card.video_auc.value:.3f}" for name, card in cards.items()}
     Console(stderr=True).print(f"evaluate: mean video AUC {figures}; reports/report.html shows all", highlight=False)
 
@@ -54,6 +56,20 @@ def _score(settings: Settings, detectors: Mapping[str, Detector]) -> dict[str, p
             task = bar.add_task(f"score, {name}", total=frames)
             scores[name] = score(detector, settings, tests, partial(bar.advance, task))
     return scores
+
+
+def _shares(settings: Settings) -> pd.DataFrame:
+    """Which artifact subspaces fire on the test datasets; no rows where there are none, or none were asked for."""
+    detector = Detector.load(settings.root / "models" / MODELS["adapted"])
+    frames = settings.evaluate.share_frames
+    if not detector.layers or not frames:
+        return pd.DataFrame()
+    return subspace_shares(detector, settings, settings.with_role("test"), frames)
+
+
+def _share_metrics(shares: pd.DataFrame) -> dict[str, float]:
+    rows = shares.to_dict("records")
+    return {f"adapted.{row['dataset']}.{row['method']}.share_{row['subspace']}": row["share"] for row in rows}
 
 
 def _gains(settings: Settings, scores: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
@@ -84,13 +100,15 @@ def _report_inputs(
     scores: Mapping[str, pd.DataFrame],
     cards: Mapping[str, Scorecard],
     gains: Mapping[str, Estimate],
+    shares: pd.DataFrame,
 ) -> ReportInputs:
     """What the report shows, gathered from this stage and the former ones."""
     training = json.loads((settings.root / "models" / "train.json").read_text())
     client = registry.connect(settings.mlflow)
-    gain = gains["macro"]
+    gain, method = gains["macro"], settings.adapter.method
     return ReportInputs(
-        model=f"MASM on {settings.backbone.name}",
+        model=f"{method} on {settings.backbone.name}",
+        method=method,
         verdict=f"Mean video AUC on unseen test datasets is {cards['adapted'].video_auc.value:.3f}; the "
         f"frozen-backbone probe reaches {cards['probe'].video_auc.value:.3f} (difference {gain.value:+.3f}, 95 % "
         f"interval {gain.low:+.3f} to {gain.high:+.3f}).",
@@ -98,8 +116,9 @@ def _report_inputs(
         scorecards=cards,
         differences=gains,
         history=pd.DataFrame(training["history"]),
-        masks=training["mask_history"] if settings.mask.kind != "none" else [],
+        masks=training["mask_history"] if method == "masm" and settings.mask.kind != "none" else [],
         steps=training["steps"],
+        shares=shares,
         trials=pd.read_csv(settings.root / "search" / "trials.csv").drop(columns=["val_auc", "time_total_s"]),
         datasets=[_dataset_card(settings, name, digest) for name, digest in digests(settings).items()],
         candidates=len(registry.list_versions(client, settings.mlflow.model)) + 1,

@@ -7,7 +7,7 @@ forgeries, training never sees. The test datasets have no part in it.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from masm.errors import UserError
 from masm.evaluation import macro_video_auc
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe
 from masm.scoring import score
-from masm.settings import Choice, SearchSpace, Settings
+from masm.settings import Choice, SearchSpace, Settings, hyperparameters_of
 from masm.training import Trainer
 from pipelines import run_stage
 
@@ -46,7 +46,7 @@ def main(settings: Settings) -> None:
 def trial(point: dict[str, Any], settings: Settings, frames: Frames, validation: Frames) -> None:
     """Train one candidate, and report its score on the `validate` datasets after every epoch."""
     torch.set_num_threads(1)
-    found = Hyperparameters(**point)
+    found = Hyperparameters.of(point)
     recipe = make_recipe(settings, settings.search.optimisation, found)
     trainer = Trainer(build_detector(settings, found), recipe, frames, validation)
     while not trainer.finished:
@@ -55,10 +55,10 @@ def trial(point: dict[str, Any], settings: Settings, frames: Frames, validation:
         tune.report({**line, "score": macro_video_auc(scores)})
 
 
-def search_space(space: SearchSpace) -> dict[str, Any]:
-    """params.yaml's ranges as Optuna's."""
+def search_space(space: SearchSpace, method: str) -> dict[str, Any]:
+    """params.yaml's ranges as Optuna's, of what a method has."""
     distributions: dict[str, Any] = {}
-    for name in SearchSpace.model_fields:
+    for name in hyperparameters_of(method):
         bounds = getattr(space, name)
         if isinstance(bounds, Choice):
             distributions[name] = optuna.distributions.CategoricalDistribution(bounds.values)
@@ -83,18 +83,20 @@ def _tuner(settings: Settings, name: str) -> tune.Tuner:
     path = f"{settings.ray.storage}/{name}"
     if tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
+    space = search_space(search.space, settings.adapter.method)
+    trials = search.trials if space else 1  # without anything to search, one run says what the method reaches
     sampler = optuna.samplers.TPESampler(seed=settings.seed)
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
             metric="score",
             mode="max",
-            num_samples=search.trials,
+            num_samples=trials,
             max_concurrent_trials=search.concurrent,
-            search_alg=OptunaSearch(search_space(search.space), metric="score", mode="max", sampler=sampler),
+            search_alg=OptunaSearch(space, metric="score", mode="max", sampler=sampler) if space else None,
         ),
         run_config=tune.RunConfig(
-            name=name, storage_path=settings.ray.storage, verbose=0, callbacks=[TrialProgress(search.trials)]
+            name=name, storage_path=settings.ray.storage, verbose=0, callbacks=[TrialProgress(trials)]
         ),
     )
 
@@ -124,13 +126,13 @@ def _write(settings: Settings, results: tune.ResultGrid) -> None:
     """The best point, and one line for each trial."""
     folder = settings.root / "search"
     folder.mkdir(exist_ok=True)
-    names = [field.name for field in fields(Hyperparameters)]
+    names = hyperparameters_of(settings.adapter.method)
     trials = results.get_dataframe()
     table = trials[[f"config/{name}" for name in names] + ["score", "val_auc", "time_total_s"]]
     table = table.rename(columns=lambda column: column.removeprefix("config/")).reset_index(drop=True)
     table.to_csv(folder / "trials.csv", index_label="trial")
     best = results.get_best_result("score", "max")
-    found = Hyperparameters(**best.config)
+    found = Hyperparameters.of(best.config)
     scores = np.array(table["score"])
     (folder / "best.json").write_text(
         json.dumps(

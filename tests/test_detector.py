@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from masm.adapters import LayerMask, MaskSettings, orthogonality, spectral_consistency
+from masm.adapters import LayerMask, MaskSettings, penalty
 from masm.backbones import Backbone
 from masm.detector import Detector
 from masm.errors import UserError
@@ -18,6 +18,7 @@ from tests.adapters.models import ARGUMENTS, adapter, perturb, tiny_vit
 IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 LABELS = torch.tensor([0, 1, 0, 1])
 SEPARABLE = IMAGES * torch.tensor([0.3, 1.0, 0.3, 1.0]).reshape(4, 1, 1, 1)
+METHODS = ["masm", "effort", "lora", "layernorm", "full", "probe"]
 CARD = {"crop": {"detector": "given", "size": 16}, "threshold": 0.25, "calibration": {"temperature": 1.5}}
 
 
@@ -34,7 +35,7 @@ def step(model: Detector, mask: LayerMask, optimizer: torch.optim.Optimizer, ima
     classification_loss(model(images), LABELS).backward()
     mask.observe()
     if model.layers:
-        (orthogonality(model.layers) + spectral_consistency(model.layers)).backward()
+        penalty(model.layers, 1.0, 1.0).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     mask.silence(optimizer)
     optimizer.step()
@@ -42,7 +43,7 @@ def step(model: Detector, mask: LayerMask, optimizer: torch.optim.Optimizer, ima
 
 
 def train(model: Detector, steps: int, images: torch.Tensor = IMAGES) -> None:
-    mask = LayerMask(model.layers, MaskSettings("adaptive", "quantile", 0.5, 2, 0.9))
+    mask = LayerMask(model.layers, MaskSettings("adaptive", "batch", "quantile", 0.5, 2, 0.9))
     optimizer = torch.optim.AdamW(model.parameter_groups(1e-2, 1e-2, 0.1))
     for _ in range(steps):
         step(model, mask, optimizer, images)
@@ -91,6 +92,34 @@ def test_parameter_groups_hold_every_trainable_parameter_once() -> None:
     assert sorted(found) == sorted(id(value) for value in model.parameters() if value.requires_grad)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_what_learns_moves_and_nothing_else(method: str) -> None:
+    model = detector(method=method)
+    groups = model.parameter_groups(1e-3, 2e-3, 0.5)
+    learning = {id(value) for group in groups for value in group["params"]}
+    assert learning == {id(value) for value in model.parameters() if value.requires_grad}
+    named = {name for name, value in model.named_parameters() if id(value) in learning}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    train(model, 2)
+    assert {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])} == named
+
+
+def test_layernorm_head_sees_features_of_length_one() -> None:
+    model = detector(method="layernorm")
+    plain = detector(method="probe").embed(IMAGES)
+    features = model.embed(IMAGES)
+    torch.testing.assert_close(features, plain / plain.square().sum(dim=1, keepdim=True).sqrt())
+    torch.testing.assert_close(model.merged().embed(IMAGES), features)
+
+
+def test_lora_starts_by_the_seed() -> None:
+    def drawn(seed: int) -> torch.Tensor:
+        return detector(seed=seed, method="lora").backbone.get_parameter("blocks.0.mlp.fc1.lora_A.default.weight")
+
+    assert torch.equal(drawn(5), drawn(5))
+    assert not torch.equal(drawn(5), drawn(6))
+
+
 def test_probe_trains_its_head_alone() -> None:
     model = detector(method="probe")
     assert len(model.parameter_groups(1e-3, 2e-3, 0.5)) == 1
@@ -109,7 +138,47 @@ def test_subspaces_learn_what_the_probe_cannot() -> None:
     assert losses["masm"] < 0.5 * losses["probe"]
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "probe"}, {"targets": ("q", "fc2"), "grouping": "contiguous"}])
+@pytest.mark.parametrize("method", ["masm", "effort"])
+def test_shares_are_those_of_detectors_built_with_a_pretrained_subspace(tmp_path: Path, method: str) -> None:
+    """Against detectors whose factors are put back one by one in the saved file."""
+    model = detector(method=method)
+    perturb(model)
+    model.save(tmp_path / "detector", CARD)
+    tensors = load_file(tmp_path / "detector" / "model.safetensors")
+    start = load_start(method)
+    subspaces = {"masm": 3, "effort": 1}[method]
+    changes = []
+    for index in range(subspaces):
+        chosen = {name: start[name] for name in start if f".subspaces.{index}." in name}
+        assert len(chosen) == {"masm": 2 * 6, "effort": 2 * 4}[method]
+        save_file({**tensors, **chosen}, tmp_path / "detector" / "model.safetensors")
+        changes.append(model(IMAGES) - Detector.load(tmp_path / "detector").eval()(IMAGES))
+    expected = torch.stack(changes, dim=1)
+    expected = expected / expected.abs().sum(dim=1, keepdim=True)
+    before = model(IMAGES)
+    found = model.subspace_shares(IMAGES)
+    assert found.shape == (4, subspaces)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(model(IMAGES), before)
+
+
+def load_start(method: str) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in detector(method=method).state_dict().items()}
+
+
+def test_shares_are_zero_where_nothing_was_learned() -> None:
+    assert torch.equal(detector().subspace_shares(IMAGES), torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("method", ["probe", "lora"])
+def test_shares_need_subspaces(method: str) -> None:
+    with pytest.raises(UserError, match=f"method {method} has no artifact subspaces"):
+        detector(method=method).subspace_shares(IMAGES)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"targets": ("q", "fc2"), "grouping": "contiguous"}, *({"method": name} for name in METHODS)]
+)
 def test_loaded_detector_gives_the_same_bits(tmp_path: Path, changes: dict[str, object]) -> None:
     model = detector(**changes)
     perturb(model)
@@ -133,8 +202,9 @@ def test_loaded_detector_trains_on_as_the_saved_one(tmp_path: Path) -> None:
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
 
 
-def test_merged_detector_is_plain_and_can_be_saved_again(tmp_path: Path) -> None:
-    model = detector()
+@pytest.mark.parametrize("method", METHODS)
+def test_merged_detector_is_plain_and_can_be_saved_again(tmp_path: Path, method: str) -> None:
+    model = detector(method=method)
     perturb(model)
     model.save(tmp_path / "detector", CARD)
     merged = Detector.load(tmp_path / "detector", merged=True).eval()
@@ -202,7 +272,7 @@ def cut_short(folder: Path) -> None:
     [
         (without_a_tensor, "head.bias"),
         (with_a_stray_tensor, "stray"),
-        (with_another_rank, "does not fit"),
+        (with_another_rank, r"was not made .* shape of .*blocks\.0\.attn\.qkv\.q.* is \(6, 49\), not \(3, 49\)"),
         (cut_short, "damaged"),
         (without_adapter, "'adapter'"),
         (lambda folder: (folder / "model.safetensors").unlink(), "cannot be read"),

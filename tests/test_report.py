@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 from masm.evaluation import evaluate, paired_bootstrap
-from masm.plots import free_shares
+from masm.plots import MaskState, free_shares, mask_course
 from masm.report import DatasetCard, ReportInputs, flatten, signed, write_report
 from masm.scorecard import number
 from tests.test_evaluation import make_scores
@@ -36,7 +38,8 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
         }
     )
     return ReportInputs(
-        model="MASM adapter on the starter backbone",
+        model="masm on the starter backbone",
+        method="masm",
         verdict="Promoted: mean video AUC rises by 0.15 over the champion.",
         scores=scores,
         scorecards={name: evaluate(table, threshold=0.6, draws=300) for name, table in scores.items()},
@@ -51,6 +54,15 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
             {"step": step, "free": {layer: (rng.random(4) < 0.6).tolist() for layer in layers}} for step in (0, 20, 60)
         ],
         steps=100,
+        shares=pd.DataFrame(
+            [
+                (name, method, index, 0.125 * index - 0.3, 64)
+                for name in names
+                for method in ("real", "fake")
+                for index in (1, 2, 3, 4)
+            ],
+            columns=["dataset", "method", "subspace", "share", "frames"],
+        ),
         trials=trials,
         datasets=[
             DatasetCard("swap", "train", 80, 640, 2560, "d41d8cd98f00b204e9800998ecf8427e"),
@@ -132,7 +144,7 @@ def test_report_needs_nothing_from_outside(html: str) -> None:
 
 def test_plots_are_well_formed_and_refer_to_identifiers_that_are_there(html: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(plots) == 2 + 3 + 3 + 2 + 1 + 2
+    assert len(plots) == 2 + 3 + 3 + 1 + 2 + 2 + 2
     for svg in plots:
         ElementTree.fromstring(svg)
         referred = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
@@ -172,9 +184,9 @@ def test_a_dataset_of_one_class_is_said_to_be_undefined(inputs: ReportInputs, tm
 def test_parts_that_did_not_run_are_said_to_be_absent(inputs: ReportInputs, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     empty = pd.DataFrame()
-    write_report(path, replace(inputs, history=empty, masks=[], trials=empty, differences={}))
+    write_report(path, replace(inputs, history=empty, masks=[], trials=empty, differences={}, shares=empty))
     html = path.read_text()
-    for sentence in ("No history", "no layer mask", "no search"):
+    for sentence in ("No history", "no layer mask", "no search", "no artifact subspaces"):
         assert sentence in html
 
 
@@ -185,6 +197,22 @@ def test_free_share_weighs_each_decision_by_the_steps_it_held() -> None:
         {"step": 40, "free": {"a": [True, False]}},
     ]
     np.testing.assert_allclose(free_shares(history, 50)["a"], [0.4, 0.8])  # type: ignore[arg-type]
+
+
+def test_the_course_of_the_mask_shows_every_subspace_at_every_step() -> None:
+    """The picture holds one pixel for each step and subspace: light where it could move."""
+    history: list[MaskState] = [
+        {"step": 0, "free": {"blocks.0.a": [True, True], "blocks.1.a": [False]}},
+        {"step": 3, "free": {"blocks.0.a": [False, True], "blocks.1.a": [True]}},
+    ]
+    svg = mask_course(history, 4)
+    encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=\s]+)", svg)
+    pixels = cv2.imdecode(np.frombuffer(base64.b64decode(encoded[0]), np.uint8), cv2.IMREAD_GRAYSCALE)
+    rows, columns = ((np.arange(n) + 0.5) / n for n in (3, 4))
+    sampled = pixels[(rows * len(pixels)).astype(int)][:, (columns * pixels.shape[1]).astype(int)]
+    expected = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]], bool)
+    assert ((sampled > 127) == expected).all() or ((sampled[::-1] > 127) == expected).all()  # SVG may turn it over
+    assert svg.count("block 0 a") == svg.count("block 1 a") == 1
 
 
 def test_settings_are_shown_flat() -> None:

@@ -11,12 +11,13 @@ from masm.data.batches import decode, load_frames
 from masm.data.ingest import ingest
 from masm.data.table import read_table, write_table
 from masm.errors import UserError
-from masm.hyperparameters import Hyperparameters, build_detector, read_best
+from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best
 from masm.metrics import area_under_curve
 from masm.probe import embed, fit_probe
-from masm.scoring import score
+from masm.scoring import score, subspace_shares
 from masm.settings import Settings
 from masm.training import predict
+from tests.adapters.models import perturb
 from tests.data.test_ingest import make_settings
 
 
@@ -42,6 +43,34 @@ def test_every_frame_is_scored_once_and_in_its_place(settings: Settings) -> None
         with torch.inference_mode():
             logits = detector.eval()(decode(table["image"].tolist()).float() / 255)
         np.testing.assert_allclose(own["score"], torch.sigmoid(logits.double()).numpy(), atol=1e-6)
+
+
+def test_shares_are_means_over_evenly_spaced_frames(settings: Settings) -> None:
+    detector = build_detector(settings, Hyperparameters(2, 3, 0.5, 0.1, 0.1)).eval()
+    perturb(detector.backbone, std=0.02)
+    table = read_table(settings.table("upsample"), ["method", "image"]).to_pandas()
+    found = subspace_shares(detector, settings, ["upsample"], frames=3)
+    assert found[["method", "subspace"]].apply(tuple, axis=1).tolist() == [
+        (method, index) for method in ("real", "upsample") for index in (1, 2, 3)
+    ]
+    for method, rows in found.groupby("method"):
+        images = table.loc[table["method"] == method, "image"].tolist()
+        chosen = [images[0], images[round((len(images) - 1) / 2)], images[-1]]
+        expected = detector.subspace_shares(decode(chosen).float() / 255).mean(dim=0)
+        np.testing.assert_allclose(rows["share"], expected, atol=1e-5)
+        assert set(rows["frames"]) == {3}
+        assert rows["share"].abs().max() > 0.01
+
+
+@pytest.mark.parametrize("method", ["effort", "lora", "layernorm", "full", "probe"])
+def test_a_method_takes_of_the_hyperparameters_what_it_has(settings: Settings, method: str) -> None:
+    changed = settings.model_copy(update={"adapter": settings.adapter.model_copy(update={"method": method})})
+    detector = build_detector(changed, Hyperparameters.of({"rank": 3} if method == "lora" else {}))
+    assert detector.adapter.method == method
+    recipe = make_recipe(changed, changed.train, Hyperparameters.of({}))
+    assert (recipe.mask.kind, recipe.lambda_orth, recipe.lambda_spec) == ("none", 0, 0)
+    if method == "lora":
+        assert detector.backbone.blocks[0].mlp.fc2.lora_A.default.weight.shape == (3, 768)
 
 
 def test_a_video_that_failed_is_a_row_without_a_score(settings: Settings, tmp_path: Path) -> None:

@@ -53,6 +53,10 @@ def test_the_shipped_file_loads() -> None:
         ("faces.shares", {"train": 0.5, "validate": 0.1, "test": 0.1}, "shares must give train, validate and test"),
         ("search.space.lambda_orth", {"type": "loguniform", "lower": 0, "upper": 1}, "needs lower > 0"),
         ("search.space.lambda_orth", {"type": "uniform", "lower": 2, "upper": 1}, "must be less than upper"),
+        ("adapter.method", "lore", "adapter.method: Input should be 'masm', 'effort', 'lora'"),
+        ("adapter.targets", ["q", "kk"], "adapter.targets.1: Input should be 'q', 'k'"),
+        ("compare.methods.effort.rank", 2, "compare: effort has no rank: take it out"),
+        ("compare.methods.lora", {"lr": 1e-3}, "compare: lora needs rank: give it"),
         ("root", "/", "root: not a setting"),
     ],
 )

@@ -24,18 +24,18 @@ from masm.training import ALONE, Place, Recipe, Trainer, learning_rate_factor, p
 
 ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 ADAPTER = AdapterSettings("masm", rank=2, subspaces=2, grouping="interleaved", targets=("q", "v", "fc1"))
-ADAPTIVE = MaskSettings("adaptive", "quantile", threshold=0.5, interval=3, momentum=0.8)
+ADAPTIVE = MaskSettings("adaptive", "batch", "quantile", threshold=0.5, interval=3, momentum=0.8)
 RECIPE = Recipe(
     epochs=4, batch_size=8, lr=1e-2, head_lr=3e-2, weight_decay=0.01, clip_norm=1.0,
     lambda_orth=0.1, lambda_spec=0.1, mask=ADAPTIVE, seed=5,
 )  # fmt: skip
 
 
-def make_detector() -> Detector:
+def make_detector(adapter: AdapterSettings = ADAPTER) -> Detector:
     torch.manual_seed(0)
     name = "vit_tiny_patch16_224"
     backbone = Backbone(build_backbone(name, ARGUMENTS), (0.5,) * 3, (0.5,) * 3, name, ARGUMENTS)
-    return Detector.build(backbone, ADAPTER, seed=1)
+    return Detector.build(backbone, adapter, seed=1)
 
 
 def make_frames(count: int, seed: int) -> Frames:
@@ -96,6 +96,33 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 2
 
 
+def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
+    first = make_trainer()
+    first.run_epoch()
+    first.save(tmp_path)
+    other = Trainer(make_detector(replace(ADAPTER, rank=1)), RECIPE, first.frames, first.validation)
+    with pytest.raises(
+        UserError, match=r"other settings .* backbone\.blocks\.0\.attn\.qkv\.q\..* \(2, 49\), not \(1, 49\)"
+    ):
+        other.load(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["effort", "lora", "layernorm", "full", "probe"])
+def test_every_method_learns_and_resumes(tmp_path: Path, method: str) -> None:
+    adapter = replace(ADAPTER, method=method, targets=("q", "k", "v", "fc1"))
+    trainers = [Trainer(make_detector(adapter), RECIPE, make_frames(48, 1), make_frames(24, 2)) for _ in range(2)]
+    trainers[0].run_epoch()
+    trainers[0].save(tmp_path)
+    trainers[1].load(tmp_path)
+    for trainer in trainers:
+        while not trainer.finished:
+            trainer.run_epoch()
+    whole, resumed = trainers
+    assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+    assert whole.history == resumed.history
+    assert all(torch.equal(value, trainable(resumed)[name]) for name, value in trainable(whole).items())
+
+
 def test_the_mask_is_logged_each_time_it_changes() -> None:
     trainer = make_trainer()
     trainer.run_epoch()
@@ -107,7 +134,7 @@ def test_the_mask_is_logged_each_time_it_changes() -> None:
 
 
 def test_a_static_mask_is_decided_before_the_first_step() -> None:
-    static = MaskSettings("static", "quantile", threshold=0.7, interval=5, momentum=0.9)
+    static = MaskSettings("static", "batch", "quantile", threshold=0.7, interval=5, momentum=0.9)
     trainer = make_trainer(replace(RECIPE, mask=static))
     before = trainable(trainer)
     trainer.run_epoch()
@@ -121,6 +148,28 @@ def test_a_static_mask_is_decided_before_the_first_step() -> None:
         assert moved
         assert all(moved) if any(free) else not any(moved)
     assert {any(free) for free in trainer.mask_history[0]["free"].values()} == {True, False}
+
+
+METHODS = MaskSettings("adaptive", "method", "quantile", threshold=0.5, interval=3, momentum=0.8)
+
+
+def two_methods() -> Frames:
+    frames = make_frames(48, 1)
+    fakes = frames.labels == 1
+    methods = np.where(fakes, np.where(np.cumsum(fakes) % 2 == 1, "swap", "reenact"), "real")
+    return replace(frames, methods=methods)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "static"])
+def test_a_mask_over_methods_is_decided_on_batches_of_their_own(kind: str) -> None:
+    trainer = make_trainer(replace(RECIPE, mask=replace(METHODS, kind=kind)))
+    trainer.frames = two_methods()
+    trainer.run_epoch()
+    assert set(trainer.mask.state_dict()) >= {"swap/mean", "reenact/mean"}
+    states = trainer.mask_history
+    assert (len(states) > 1) == (kind == "adaptive")
+    assert all(state["step"] % METHODS.interval == 0 for state in states)
+    assert not all(all(free) for free in states[-1]["free"].values())
 
 
 def test_penalties_are_added_to_the_classification_gradient() -> None:
@@ -150,10 +199,11 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert learning_rate_factor(0, 1) == 1
 
 
-def _two_workers(rank: int, folder: str) -> None:
+def _two_workers(rank: int, folder: str, mask: MaskSettings) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    trainer = make_trainer(place=Place(rank, 2), replicate=DistributedDataParallel)
+    trainer = make_trainer(replace(RECIPE, mask=mask), Place(rank, 2), replicate=DistributedDataParallel)
+    trainer.frames = two_methods()
     trainer.run_epoch()
     torch.save(trainable(trainer), f"{folder}/{rank}.pt")
     Path(folder, f"{rank}.json").write_text(json.dumps(trainer.mask_history))
@@ -161,10 +211,12 @@ def _two_workers(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask", [ADAPTIVE, METHODS], ids=["over batches", "over methods"])
+def test_two_workers_train_as_one(tmp_path: Path, mask: MaskSettings) -> None:
     """Same batches, same masks and the same weights but for rounding, although each sees half of a batch."""
-    mp.spawn(_two_workers, (str(tmp_path),), nprocs=2)
-    alone = make_trainer()
+    mp.spawn(_two_workers, (str(tmp_path), mask), nprocs=2)
+    alone = make_trainer(replace(RECIPE, mask=mask))
+    alone.frames = two_methods()
     alone.run_epoch()
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in trainable(alone).items():

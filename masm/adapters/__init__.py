@@ -1,8 +1,9 @@
-"""Multi-artifact subspaces for any timm vision transformer: pure torch, no files and no services.
+"""Multi-artifact subspaces for any timm vision transformer, and the methods they are compared with.
 
-`adapt(model, settings)` puts the subspaces in, `LayerMask` decides which of them may move,
-`orthogonality` and `spectral_consistency` are the two penalties, and `merge(model)` returns a plain
-timm model again. The method is MASM (arXiv 2601.01041, renamed FMSD in its v3); its authors have
+`adapt(model, settings)` puts the subspaces in (or another method), `LayerMask` decides which of them may
+move, `penalty` weighs orthogonality and spectral consistency, `shares` says which subspace fired,
+and `merge(model)` returns a plain timm model again. Nothing is read or written but the decompositions, where
+a folder for them is given. The method is MASM (arXiv 2601.01041, renamed FMSD in its v3); its authors have
 published no code, so whatever a docstring calls "ours" is our reconstruction.
 """
 
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 from masm.adapters.layer_mask import LayerMask
 from masm.adapters.placement import adapt, adapted_layers, merge
-from masm.adapters.regularizers import orthogonality, spectral_consistency
+from masm.adapters.regularizers import penalty
 from masm.adapters.settings import AdapterSettings, MaskSettings
+from masm.adapters.shares import restored_subspace, shares
 from masm.adapters.subspace import SubspaceLinear
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "adapt",
     "adapted_layers",
     "merge",
-    "orthogonality",
-    "spectral_consistency",
+    "penalty",
+    "restored_subspace",
+    "shares",
 ]

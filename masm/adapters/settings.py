@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from masm.errors import UserError
 
-METHODS = ("masm", "probe")
+METHODS = ("masm", "effort", "lora", "layernorm", "full", "probe")
 GROUPINGS = ("interleaved", "contiguous")
-TARGETS = ("q", "k", "v", "proj", "fc1", "fc2")
+TARGETS = ("q", "k", "v", "proj", "fc1", "fc2", "fc1_g", "fc1_x")
 MASK_KINDS = ("none", "adaptive", "static")
 THRESHOLD_KINDS = ("quantile", "absolute")
+MASK_SOURCES = ("batch", "method")
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """How a backbone is adapted.
+    """How a backbone is adapted; a method takes of the other settings what it has, and ignores the rest.
 
     Attributes:
-        method: "masm", or "probe" for the frozen backbone under a linear head.
-        rank: rank r of each artifact subspace. It counts the trainable side: with K subspaces the K r
-            smallest singular triplets of a weight are trained. 0 is the probe.
-        subspaces: number K of artifact subspaces in each adapted matrix. 0 is the probe.
-        grouping: how the K r triplets, largest first, are dealt out: "contiguous" (runs of r) or
+        method: "masm" (arXiv 2601.01041); "effort" (ICML 2025, arXiv 2411.15633), which is masm with one
+            subspace of rank 1 on q, k, v and proj; "lora" (arXiv 2106.09685); "layernorm", scale and shift
+            of every normalisation layer under a head on the L2-normalised feature (GenD, WACV 2026); "full"
+            fine-tuning; or "probe", the frozen backbone under a linear head.
+        rank: of masm and lora: rank r of each artifact subspace, or of a matrix's update. In masm it counts the
+            trainable side: with K subspaces the K r smallest singular triplets of a weight are trained. 0 is
+            the probe.
+        subspaces: of masm: number K of artifact subspaces in each adapted matrix. 0 is the probe.
+        grouping: of masm: how the K r triplets, largest first, are dealt out: "contiguous" (runs of r) or
             "interleaved" (one to each subspace in turn).
-        targets: which matrices of every transformer block are adapted, of q, k, v, proj, fc1, fc2.
+        targets: of masm and lora: which matrices of every transformer block are adapted, of q, k, v, proj,
+            fc1, fc2, and in gated blocks fc1_g (the gate's) and fc1_x in place of fc1.
 
     Raises:
         UserError: a value outside of these.
@@ -41,19 +47,37 @@ class AdapterSettings:
     def __post_init__(self) -> None:
         _one_of("method", self.method, METHODS)
         _one_of("grouping", self.grouping, GROUPINGS)
-        _at_least("rank", self.rank, 0)
+        _at_least("rank", self.rank, 1 if self.method == "lora" else 0)
         _at_least("subspaces", self.subspaces, 0)
         for target in self.targets:
             _one_of("targets", target, TARGETS)
         if len(set(self.targets)) != len(self.targets):
             raise UserError(f"adapter.targets = {list(self.targets)} names a matrix twice: name each once.")
-        if self.total_rank and not self.targets:
+        if self.method in ("masm", "lora") and self.rank and not self.targets:
             raise UserError(f"adapter.targets is empty: name at least one of {', '.join(TARGETS)}.")
 
     @property
+    def subspace_plan(self) -> AdapterSettings | None:
+        """The settings of the subspaces that this method trains; None where it has none."""
+        if self.method == "effort":
+            return replace(self, method="masm", rank=1, subspaces=1, targets=("q", "k", "v", "proj"))
+        return self if self.method == "masm" and self.subspaces * self.rank else None
+
+    @property
     def total_rank(self) -> int:
-        """K r, the number of trained triplets of each adapted matrix; 0 for the probe."""
-        return 0 if self.method == "probe" else self.subspaces * self.rank
+        """K r, the number of trained triplets of each adapted matrix."""
+        plan = self.subspace_plan
+        return plan.subspaces * plan.rank if plan else 0
+
+    @property
+    def unit_features(self) -> bool:
+        """Whether the head sees features of length 1."""
+        return self.method == "layernorm"
+
+    @property
+    def merged(self) -> AdapterSettings:
+        """What describes the model once its adapted weights are written back into plain layers."""
+        return replace(self, method="probe") if self.method in ("masm", "effort", "lora") else self
 
 
 @dataclass(frozen=True)
@@ -63,11 +87,13 @@ class MaskSettings:
     Attributes:
         kind: "none"; "adaptive" (running statistics, decided again and again during training); or
             "static" (decided once, on gradients taken before training).
+        over: whose gradients are compared: "batch" (of the mini-batches) or "method" (the mean gradient of each
+            forgery method, on batches of its own: one round of all methods before each decision).
         threshold_kind: "quantile" frees the top 1 - threshold of all subspaces, "absolute" those with a
             score of at least the threshold.
         threshold: in [0, 1] for a quantile, at least 0 for an absolute score.
-        interval: number of observed gradients before each decision (adaptive) or the only one (static).
-            At least 2: one gradient has no variance.
+        interval: number of observed gradients before each decision (adaptive) or the only one (static);
+            over methods, the steps between two decisions. At least 2: one gradient has no variance.
         momentum: of the adaptive running averages, in (0, 1); 0.95 remembers about 40 gradients.
 
     Raises:
@@ -75,6 +101,7 @@ class MaskSettings:
     """
 
     kind: str
+    over: str
     threshold_kind: str
     threshold: float
     interval: int
@@ -82,6 +109,7 @@ class MaskSettings:
 
     def __post_init__(self) -> None:
         _one_of("kind", self.kind, MASK_KINDS, section="mask")
+        _one_of("over", self.over, MASK_SOURCES, section="mask")
         _one_of("threshold_kind", self.threshold_kind, THRESHOLD_KINDS, section="mask")
         _at_least("interval", self.interval, 2, section="mask")
         limit = 1.0 if self.threshold_kind == "quantile" else math.inf

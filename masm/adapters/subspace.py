@@ -7,53 +7,67 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from masm.adapters.decompose import Split
+from masm.adapters.functional import Blocks, Part, subspace_linear
 
 
 class ArtifactSubspace(nn.Module):
-    """One trainable artifact subspace W_k = U diag(s) V^T: U (m, r), s (r), V (n, r)."""
+    """One trainable artifact subspace W_k = U diag(s) V^T, as its r triplets by rows.
+
+    `factors` (r, m + n + 1) holds one triplet (u, v, s) in each row: one parameter is one thing to mask, to clip
+    and to step. U (m, r), s (r,) and V (n, r) are views of it.
+    """
 
     def __init__(self, out_features: int, in_features: int, rank: int, device: torch.device) -> None:
         super().__init__()
-        self.U = nn.Parameter(torch.zeros(out_features, rank, device=device))
-        self.s = nn.Parameter(torch.zeros(rank, device=device))
-        self.V = nn.Parameter(torch.zeros(in_features, rank, device=device))
+        self.out_features = out_features
+        self.factors = nn.Parameter(torch.zeros(rank, out_features + in_features + 1, device=device))
+
+    @property
+    def U(self) -> Tensor:  # noqa: N802
+        """The left directions (m, r)."""
+        return Blocks.of(self.factors, self.out_features).u.T
+
+    @property
+    def s(self) -> Tensor:
+        """The values (r,)."""
+        return self.factors[:, -1]
+
+    @property
+    def V(self) -> Tensor:  # noqa: N802
+        """The right directions (n, r)."""
+        return Blocks.of(self.factors, self.out_features).v.T
 
 
 class SubspaceLinear(nn.Module):
     """y = x W_sem^T + ((x V) * s) U^T + b, with V = [V_1 .. V_K], s and U alike.
 
-    W_sem (m, n) and the bias are frozen buffers; the K subspaces are trainable. The m x n weight is never
-    rebuilt in training: autograd would then compute the gradient of all of it. Until `initialise` is
-    called the factors are zero and W_sem is the whole weight of `linear`.
+    W_sem (m, n) and the bias are frozen buffers; the K subspaces are trainable. `subspace_linear` takes the
+    cheaper form of this in each call. Until `initialise` is called the factors are zero and W_sem is the whole
+    weight of `linear`.
 
-    The buffers `start_*` keep the pretrained factors, side by side in the order of the subspaces:
-    the penalties measure against them. `semantic_energy` is |W_sem|_F^2. All are saved with the model,
-    so that a loaded one trains on as if it had never been away.
+    The buffer `start` (K r, m + n + 1) keeps the pretrained factors, one below the other in the order of the
+    subspaces: the penalties measure against them. `semantic_energy` is |W_sem|_F^2. Both are saved with the
+    model, so that a loaded one trains on as if it had never been away.
     """
 
     semantic: Tensor
     bias: Tensor | None
-    start_u: Tensor
-    start_s: Tensor
-    start_v: Tensor
+    start: Tensor
     semantic_energy: Tensor
 
     def __init__(self, linear: nn.Linear, subspaces: int, rank: int) -> None:
         super().__init__()
         weight, bias = linear.weight.detach(), linear.bias
-        (out_features, in_features), total, device = weight.shape, subspaces * rank, weight.device
+        (out_features, in_features), device = weight.shape, weight.device
         self.rank = rank
         self.register_buffer("semantic", weight.clone())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.subspaces = nn.ModuleList(
             ArtifactSubspace(out_features, in_features, rank, device) for _ in range(subspaces)
         )
-        self.register_buffer("start_u", torch.zeros(out_features, total, device=device))
-        self.register_buffer("start_s", torch.zeros(total, device=device))
-        self.register_buffer("start_v", torch.zeros(in_features, total, device=device))
+        self.register_buffer("start", torch.zeros(subspaces * rank, out_features + in_features + 1, device=device))
         self.register_buffer("semantic_energy", torch.zeros((), device=device))
 
     @torch.no_grad()
@@ -61,22 +75,26 @@ class SubspaceLinear(nn.Module):
         """Start from a split of the pretrained weight: the layer then computes what the plain one did."""
         self.semantic.copy_(split.semantic)
         self.semantic_energy.copy_(split.semantic.square().sum())
-        starts = (self.start_u, self.start_s, self.start_v)
-        for start, pieces, factor in zip(starts, self._pieces(), (split.U, split.s, split.V), strict=True):
-            start.copy_(factor)
-            for piece, value in zip(pieces, factor.split(self.rank, dim=-1), strict=True):
-                piece.copy_(value)
+        self.start.copy_(torch.cat([split.U.T, split.V.T, split.s[:, None]], dim=1))
+        for factors, start in zip(self.pieces(), self.start.split(self.rank), strict=True):
+            factors.copy_(start)
+
+    def pieces(self) -> list[Tensor]:
+        """The factors (r, m + n + 1) of each subspace."""
+        return [one.factors for one in cast(Iterable[ArtifactSubspace], self.subspaces)]
 
     def factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U (m, K r), s (K r) and V (n, K r) of all subspaces side by side, with gradient."""
-        U, s, V = (torch.cat(pieces, dim=-1) for pieces in self._pieces())
-        return U, s, V
+        """U (m, K r), s (K r,) and V (n, K r) of all subspaces side by side, with gradient."""
+        u, v, s = Blocks.of(torch.cat(self.pieces()), len(self.semantic))
+        return u.T, s[:, 0], v.T
+
+    def part(self) -> Part:
+        """What `subspace_linear` takes."""
+        return Part(self.semantic, self.bias, torch.cat(self.pieces()))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., n) to (..., m)."""
-        U, s, V = self.factors()
-        artifacts = functional.linear(functional.linear(x, V.T) * s, U)
-        return functional.linear(x, self.semantic, self.bias) + artifacts
+        return subspace_linear(x, [self.part()])
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -85,17 +103,16 @@ class SubspaceLinear(nn.Module):
         weight = (self.semantic.double() + (U * s) @ V.T).to(self.semantic.dtype)
         return plain_linear(weight, self.bias)
 
-    def _pieces(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        subspaces = list(cast(Iterable[ArtifactSubspace], self.subspaces))
-        return [one.U for one in subspaces], [one.s for one in subspaces], [one.V for one in subspaces]
-
 
 class FusedProjection(nn.ModuleDict):
     """Linear layers of one input whose outputs are joined, such as q, k and v of timm's `attn.qkv`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., n) to the parts' outputs side by side (..., sum of m)."""
-        return torch.cat([part(x) for part in self.values()], dim=-1)
+        parts = cast(Iterable[SubspaceLinear | nn.Linear], self.values())
+        return subspace_linear(
+            x, [one.part() if isinstance(one, SubspaceLinear) else Part(one.weight, one.bias, None) for one in parts]
+        )
 
     def merged(self) -> nn.Linear:
         """The one plain frozen linear layer that computes the same, of parts that are plain themselves."""

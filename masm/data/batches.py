@@ -136,9 +136,28 @@ def training_batches(
     order = epoch_order(frames.labels, seed, epoch)
     for step in range(steps_of_epoch(frames, batch_size)):
         pairs = order[step * batch_size : (step + 1) * batch_size].reshape(-1, 2)
-        samples = pairs[rank::world].ravel()
-        yield Batch(
-            images=decode([frames.images[i] for i in samples]),
-            labels=torch.from_numpy(frames.labels[samples]).float(),
-            samples=samples,
-        )
+        yield _take(frames, pairs[rank::world].ravel())
+
+
+def method_batches(
+    frames: Frames, batch_size: int, seed: int, draw: int, rank: int = 0, world: int = 1
+) -> Iterator[tuple[str, Batch]]:
+    """This worker's share of one batch of each forgery method, with equally many reals, in the methods' order.
+
+    Samples are drawn without repeats where there are enough; `seed` and `draw` decide which.
+    """
+    pairs = batch_size // 2
+    reals = np.flatnonzero(frames.labels == 0)
+    for index, method in enumerate(sorted(set(frames.methods[frames.labels == 1].tolist()))):
+        rng = np.random.default_rng((seed, draw, index))
+        fakes = np.flatnonzero((frames.labels == 1) & (frames.methods == method))
+        drawn = [np.resize(rng.permutation(members), pairs) for members in (reals, fakes)]
+        yield method, _take(frames, np.stack(drawn, axis=1)[rank::world].ravel())
+
+
+def _take(frames: Frames, samples: np.ndarray) -> Batch:
+    return Batch(
+        images=decode([frames.images[i] for i in samples]),
+        labels=torch.from_numpy(frames.labels[samples]).float(),
+        samples=samples,
+    )

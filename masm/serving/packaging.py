@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -77,12 +78,14 @@ def log_model(files: ModelFiles) -> ModelInfo:
             python_model=str(package / "serving" / "model.py"),
             artifacts=artifacts,
             code_paths=[str(carried)],
-            pip_requirements=_pinned(),
+            pip_requirements=_pinned(files.detector),
             signature=SIGNATURE,
             input_example=pd.DataFrame({"image": [base64.b64encode(files.example).decode()]}),
         )
 
 
-def _pinned() -> list[str]:
+def _pinned(detector: Path) -> list[str]:
     """The requirements at their installed versions, without build labels such as +cpu, which indexes lack."""
-    return [f"{name}=={version(name).split('+')[0]}" for name in REQUIREMENTS]
+    method = json.loads((detector / "detector.json").read_text())["adapter"]["method"]
+    names = (*REQUIREMENTS, "peft") if method == "lora" else REQUIREMENTS
+    return [f"{name}=={version(name).split('+')[0]}" for name in names]

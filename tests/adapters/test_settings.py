@@ -18,6 +18,8 @@ from tests.adapters.models import adapter
         ({"targets": ("q", "kk")}, "adapter.targets = 'kk'"),
         ({"targets": ("q", "q")}, "twice"),
         ({"targets": ()}, "adapter.targets is empty"),
+        ({"method": "lora", "targets": ()}, "adapter.targets is empty"),
+        ({"method": "lora", "rank": 0}, "adapter.rank = 0: give a whole number of at least 1"),
     ],
 )
 def test_adapter_settings_refuse(changes: dict[str, object], said: str) -> None:
@@ -29,6 +31,7 @@ def test_adapter_settings_refuse(changes: dict[str, object], said: str) -> None:
     ("changes", "said"),
     [
         ({"kind": "on"}, "mask.kind = 'on'"),
+        ({"over": "video"}, "mask.over = 'video'"),
         ({"threshold_kind": "percent"}, "mask.threshold_kind = 'percent'"),
         ({"threshold": 1.1}, "mask.threshold = 1.1"),
         ({"threshold": float("nan")}, "mask.threshold = nan"),
@@ -40,6 +43,7 @@ def test_adapter_settings_refuse(changes: dict[str, object], said: str) -> None:
 def test_mask_settings_refuse(changes: dict[str, object], said: str) -> None:
     values = {
         "kind": "adaptive",
+        "over": "batch",
         "threshold_kind": "quantile",
         "threshold": 0.5,
         "interval": 4,
@@ -50,4 +54,4 @@ def test_mask_settings_refuse(changes: dict[str, object], said: str) -> None:
 
 
 def test_an_absolute_threshold_may_be_above_one() -> None:
-    assert MaskSettings("static", "absolute", 3.0, 4, 0.9).threshold == 3.0
+    assert MaskSettings("static", "batch", "absolute", 3.0, 4, 0.9).threshold == 3.0

@@ -14,6 +14,7 @@ from tests.conftest import ROOT
 
 SMALL: dict[str, Any] = {
     "code": str(ROOT),
+    "adapter.cache": "../cache",
     "faces.people": 24,
     "faces.photographs": 1,
     "crop.working_size": 64,
