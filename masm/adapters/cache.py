@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import warnings
 from pathlib import Path
 
@@ -21,7 +22,7 @@ KEPT = 64
 class DecompositionCache:
     """`smallest_triplets` from a folder with one safetensors file for each weight, named by its content.
 
-    Several processes may fill it at once: each writes a file of its own, and the last to rename it into place
+    Processes and threads may fill it at once: each writes a file of its own, and the last to rename it into place
     wins. An entry that is damaged, or a folder that cannot be written, costs a warning and a decomposition.
 
     Args:
@@ -77,7 +78,7 @@ def _read(path: Path, shape: torch.Size) -> Triplets | None:
 
 
 def _write(path: Path, triplets: Triplets) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
     tensors = vars(triplets)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
