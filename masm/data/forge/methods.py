@@ -204,7 +204,8 @@ class Upsample(Method):
     def _enlarge(self, small: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         if self.kernel == "nearest":  # a generator's convolution follows: a small smoothing kernel
             large = cv2.resize(small, size, interpolation=cv2.INTER_NEAREST)
-            return cv2.sepFilter2D(large, -1, *2 * [np.array([0.125, 0.75, 0.125], np.float32)])
+            kernel = np.array([0.125, 0.75, 0.125], np.float32)
+            return cv2.sepFilter2D(large, -1, kernel, kernel)
         if self.kernel == "zero_insertion":
             return cv2.resize(pixels.zero_insertion(small, self.imbalance), size, interpolation=cv2.INTER_LINEAR)
         return cv2.resize(small, size, interpolation=cv2.INTER_CUBIC)
