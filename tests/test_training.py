@@ -150,6 +150,28 @@ def test_a_static_mask_is_decided_before_the_first_step() -> None:
     assert {any(free) for free in trainer.mask_history[0]["free"].values()} == {True, False}
 
 
+METHODS = MaskSettings("adaptive", "method", "quantile", threshold=0.5, interval=3, momentum=0.8)
+
+
+def two_methods() -> Frames:
+    frames = make_frames(48, 1)
+    fakes = frames.labels == 1
+    methods = np.where(fakes, np.where(np.cumsum(fakes) % 2 == 1, "swap", "reenact"), "real")
+    return replace(frames, methods=methods)
+
+
+@pytest.mark.parametrize("kind", ["adaptive", "static"])
+def test_a_mask_over_methods_is_decided_on_batches_of_their_own(kind: str) -> None:
+    trainer = make_trainer(replace(RECIPE, mask=replace(METHODS, kind=kind)))
+    trainer.frames = two_methods()
+    trainer.run_epoch()
+    assert set(trainer.mask.state_dict()) >= {"swap/mean", "reenact/mean"}
+    states = trainer.mask_history
+    assert (len(states) > 1) == (kind == "adaptive")
+    assert all(state["step"] % METHODS.interval == 0 for state in states)
+    assert not all(all(free) for free in states[-1]["free"].values())
+
+
 def test_penalties_are_added_to_the_classification_gradient() -> None:
     """Heavy penalties hold the factors near their start; without them they go further."""
 
@@ -177,10 +199,11 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert learning_rate_factor(0, 1) == 1
 
 
-def _two_workers(rank: int, folder: str) -> None:
+def _two_workers(rank: int, folder: str, mask: MaskSettings) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    trainer = make_trainer(place=Place(rank, 2), replicate=DistributedDataParallel)
+    trainer = make_trainer(replace(RECIPE, mask=mask), Place(rank, 2), replicate=DistributedDataParallel)
+    trainer.frames = two_methods()
     trainer.run_epoch()
     torch.save(trainable(trainer), f"{folder}/{rank}.pt")
     Path(folder, f"{rank}.json").write_text(json.dumps(trainer.mask_history))
@@ -188,10 +211,12 @@ def _two_workers(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_workers_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mask", [ADAPTIVE, METHODS], ids=["over batches", "over methods"])
+def test_two_workers_train_as_one(tmp_path: Path, mask: MaskSettings) -> None:
     """Same batches, same masks and the same weights but for rounding, although each sees half of a batch."""
-    mp.spawn(_two_workers, (str(tmp_path),), nprocs=2)
-    alone = make_trainer()
+    mp.spawn(_two_workers, (str(tmp_path), mask), nprocs=2)
+    alone = make_trainer(replace(RECIPE, mask=mask))
+    alone.frames = two_methods()
     alone.run_epoch()
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in trainable(alone).items():

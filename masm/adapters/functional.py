@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-Origin = tuple[Callable[..., Tensor], tuple[Tensor, ...]]
+Origin = tuple[Callable[..., Tensor], tuple[Tensor | None, ...]]
 
 
 class Blocks(NamedTuple):
@@ -76,9 +76,10 @@ class _SubspaceLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        parts = _parts(ctx.saved_tensors[ctx.sources :])
+        tensors = ctx.saved_tensors
+        parts = _parts(tensors[ctx.sources :])
         with torch.autocast(gradient.device.type, enabled=False):
-            x = ctx.compute(*ctx.saved_tensors[: ctx.sources])
+            x = ctx.compute(*tensors[: ctx.sources])
             dy = gradient.to(ctx.dtype)
             dz, gradients = _thin_backward(x.reshape(len(dy), -1).to(ctx.dtype), dy, parts)
             dx = _input_gradient(dy, dz, parts).to(ctx.input_dtype) if ctx.needs_input_grad[0] else None
@@ -170,25 +171,23 @@ def _origin(x: Tensor) -> Origin:
     computed again, and not kept. A compiler decides on this itself; and where hooks watch over saved tensors
     (as in checkpointing) none may be read before its time.
     """
-    if not torch.compiler.is_compiling() and torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
-        node: Any = x.grad_fn
-        match node and node.name():
-            case "GeluBackward0":
-                return partial(functional.gelu, approximate=node._saved_approximate), (node._saved_self.detach(),)
-            case "NativeLayerNormBackward0":
-                return _layer_norm, tuple(
-                    None if one is None else one.detach()
-                    for one in (
-                        node._saved_input,
-                        node._saved_result1,
-                        node._saved_result2,
-                        node._saved_weight,
-                        node._saved_bias,
-                    )
-                )
-            case "MulBackward0" if node._saved_self is not None and node._saved_other is not None:
-                return torch.mul, (node._saved_self.detach(), node._saved_other.detach())
+    if torch.compiler.is_compiling() or torch._C._autograd._top_saved_tensors_default_hooks(False) is not None:
+        return _itself, (x.detach(),)
+    node: Any = x.grad_fn
+    match node and node.name():
+        case "GeluBackward0":
+            return partial(functional.gelu, approximate=node._saved_approximate), _saved(node, "self")
+        case "NativeLayerNormBackward0":
+            return _layer_norm, _saved(node, "input", "result1", "result2", "weight", "bias")
+        case "MulBackward0" if node._saved_self is not None and node._saved_other is not None:
+            return torch.mul, _saved(node, "self", "other")
     return _itself, (x.detach(),)
+
+
+def _saved(node: Any, *names: str) -> tuple[Tensor | None, ...]:
+    """What a node of autograd's graph keeps, by its names there."""
+    values = (getattr(node, f"_saved_{name}") for name in names)
+    return tuple(None if value is None else value.detach() for value in values)
 
 
 def _itself(x: Tensor) -> Tensor:

@@ -164,8 +164,8 @@ class LayerMask:
             return _signal_to_noise(streams[0].mean, streams[0].variance, streams[0].squared_weights)
         if len(streams) == 1:
             raise UserError(
-                f"mask.over = 'method' compares forgery methods, but there is only {next(iter(self._streams))!r} to train "
-                "on: give another training set, or set mask.over to batch."
+                f"mask.over = 'method' compares forgery methods, but there is only {next(iter(self._streams))!r} to "
+                "train on: give another training set, or set mask.over to batch."
             )
         return _signal_to_noise(*_between([stream.mean for stream in streams]), 1 / len(streams))
 
@@ -262,5 +262,6 @@ def _energies(values: Sequence[Tensor]) -> Tensor:
 
 def _other_settings(found: str, expected: str) -> UserError:
     return UserError(
-        f"the checkpoint's layer mask has {found}, not {expected}: resume with the adapter settings that it was made with."
+        f"the checkpoint's layer mask has {found}, not {expected}: resume with the adapter settings that it was made "
+        "with."
     )

@@ -41,7 +41,9 @@ def penalty(layers: Mapping[str, SubspaceLinear], lambda_orth: float, lambda_spe
     weights = lambda_orth / max(1, len(layers)), lambda_spec / max(1, len(layers))
     return sum(
         (
-            cast(Tensor, _Penalty.apply(torch.cat([one for layer in group for one in layer.pieces()]), group, *weights))
+            cast(
+                Tensor, _Penalty.apply(torch.cat([one for layer in group for one in layer.pieces()]), group, *weights)
+            )
             for group in alike.values()
         ),
         start=torch.zeros(()),

@@ -53,7 +53,7 @@ def random_linear(out_features: int, in_features: int, seed: int = 0) -> nn.Line
 
 def decomposed(linear: nn.Linear, subspaces: int, rank: int, grouping: str = "interleaved") -> SubspaceLinear:
     """`linear` with artifact subspaces, at its start."""
-    layer = SubspaceLinear(linear, subspaces, rank)
+    layer = SubspaceLinear(linear, subspaces, rank).to(linear.weight.dtype)
     layer.initialise(split(linear.weight, subspaces, rank, grouping))
     return layer
 

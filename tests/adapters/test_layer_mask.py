@@ -77,6 +77,82 @@ def test_scores_are_those_of_the_definition(kind: str, offset: float) -> None:
     np.testing.assert_allclose(found, expected, rtol=2e-3 if offset else 1e-4, atol=1e-5)
 
 
+def score_over_methods(observed: dict[str, np.ndarray], weights: np.ndarray) -> float:
+    """bias^2 / variance of the mean gradients of some methods, from their gradients (B, d)."""
+    means = np.stack([weights @ gradients for gradients in observed.values()])
+    variance = ((means - means.mean(axis=0)) ** 2).sum(axis=1).mean()
+    bias = max((means.mean(axis=0) ** 2).sum() - variance / len(means), 0.0)
+    return bias / variance
+
+
+@pytest.mark.parametrize("kind", ["static", "adaptive"])
+def test_scores_over_methods_are_those_of_the_definition(kind: str) -> None:
+    layers, rng = make_layers(), np.random.default_rng(0)
+    mask = LayerMask(layers, mask_settings(kind=kind, over="method", interval=100))
+    observed: dict[str, list[list[np.ndarray]]] = {"swap": [], "reenact": [], "edit": []}
+    for _ in range(5):
+        for shift, method in enumerate(observed):
+            set_gradients(layers, rng, {("a", 1): 0.6, ("b", 0): float(shift)})
+            mask.observe(method)
+            observed[method].append(gradients(layers))
+    weights = np.ones(5) if kind == "static" else 0.8 ** np.arange(5)[::-1]
+    expected = [
+        score_over_methods(
+            {method: np.stack([step[index] for step in steps]) for method, steps in observed.items()},
+            weights / weights.sum(),
+        )
+        for index in range(5)
+    ]
+    found = [value for values in mask.scores().values() for value in values]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def observe_methods(layers: Layers, mask: LayerMask, specific: tuple[str, int], seed: int) -> None:
+    """One batch of each of two methods: all subspaces agree but `specific`, which turns round between them."""
+    rng = np.random.default_rng(seed)
+    for method, sign in (("swap", 1.0), ("reenact", -1.0)):
+        places = [(name, k) for name, layer in layers.items() for k in range(len(layer.subspaces))]
+        set_gradients(layers, rng, {place: 3.0 * (sign if place == specific else 1.0) for place in places})
+        mask.observe(method)
+
+
+def test_over_methods_what_serves_one_forgery_alone_is_masked() -> None:
+    layers = make_layers()
+    mask = LayerMask(layers, mask_settings(over="method", threshold=0.2))
+    observe_methods(layers, mask, ("a", 1), seed=0)
+    assert mask.decide()
+    assert mask.free == {"a": [True, False, True], "b": [True, True]}
+
+
+def test_over_methods_a_decision_waits_for_all_of_them() -> None:
+    layers = make_layers()
+    mask = LayerMask(layers, mask_settings(over="method"))
+    observe_methods(layers, mask, ("a", 1), seed=0)
+    mask.observe("swap")
+    assert not mask.decide()
+    mask.observe("reenact")
+    assert mask.decide()
+
+
+def test_static_over_methods_takes_interval_gradients() -> None:
+    layers = make_layers()
+    mask = LayerMask(layers, mask_settings(kind="static", over="method", threshold=0.8))
+    for seed in range(INTERVAL // 2):
+        assert mask.calibrating
+        observe_methods(layers, mask, ("a", 1), seed)
+        mask.decide()
+    assert not mask.calibrating
+
+
+def test_over_methods_one_method_is_refused() -> None:
+    layers = make_layers()
+    mask = LayerMask(layers, mask_settings(over="method"))
+    set_gradients(layers, np.random.default_rng(0), {})
+    mask.observe("swap")
+    with pytest.raises(UserError, match=r"mask\.over = 'method' .* only 'swap'"):
+        mask.decide()
+
+
 def test_effective_number_of_gradients_of_a_long_running_mean() -> None:
     """(1 + momentum) / (1 - momentum) in the limit: pure noise then has a bias of about 0."""
     layers = make_layers()
@@ -190,17 +266,19 @@ def train(layers: Layers, mask: LayerMask, optimizer: torch.optim.Optimizer, ste
         mask.decide()
 
 
-def adamw(layers: Layers) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for layer in layers.values() for p in layer.parameters()], 1e-2, weight_decay=0.1)
+def adamw(layers: Layers, fused: bool = True) -> torch.optim.Optimizer:
+    parameters = [p for layer in layers.values() for p in layer.parameters()]
+    return torch.optim.AdamW(parameters, 1e-2, weight_decay=0.1, fused=fused)
 
 
 def snapshot(layers: Layers, name: str, k: int) -> list[torch.Tensor]:
     return [parameter.detach().clone() for parameter in layers[name].subspaces[k].parameters()]
 
 
-def test_masked_subspaces_do_not_move_in_100_steps_with_momentum_and_decay() -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_masked_subspaces_do_not_move_in_100_steps_with_momentum_and_decay(fused: bool) -> None:
     layers = make_layers()
-    mask, optimizer = LayerMask(layers, mask_settings(threshold=1.0)), adamw(layers)
+    mask, optimizer = LayerMask(layers, mask_settings(threshold=1.0)), adamw(layers, fused)
     train(layers, mask, optimizer, INTERVAL, seed=0)  # all have moved, and have momentum, by now
     assert mask.free == {"a": [True, False, False], "b": [True, False]}
     masked = [("a", 1), ("a", 2), ("b", 1)]
@@ -250,17 +328,22 @@ def test_resumed_mask_decides_as_the_uninterrupted_one(stop: int) -> None:
 def test_state_is_a_copy() -> None:
     layers = make_layers()
     mask = LayerMask(layers, mask_settings())
+    run_interval(layers, mask, {})
     state = mask.state_dict()
-    run_interval(layers, mask, {})
+    before = {name: value.clone() for name, value in state.items()}
+    run_interval(layers, mask, {("a", 0): 3.0}, seed=1)
     mask.load_state_dict(state)
+    run_interval(layers, mask, {("a", 0): 3.0}, seed=1)
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+
+
+@pytest.mark.parametrize("other", [{"a": (8, 6, 2, 1)}, {"a": (8, 6, 3, 1), "b": (7, 8, 2, 2)}])
+def test_state_of_other_settings_is_refused(other: dict[str, tuple[int, int, int, int]]) -> None:
+    layers = {name: decomposed(random_linear(m, n), *group) for name, (m, n, *group) in other.items()}
+    mask = LayerMask(layers, mask_settings())
     run_interval(layers, mask, {})
-    assert "batch/mean" not in state
-
-
-def test_state_of_other_settings_is_refused() -> None:
-    other = {"a": decomposed(random_linear(8, 6), 2, 1)}
     with pytest.raises(UserError, match="adapter settings that it was made with"):
-        LayerMask(make_layers(), mask_settings()).load_state_dict(LayerMask(other, mask_settings()).state_dict())
+        LayerMask(make_layers(), mask_settings()).load_state_dict(mask.state_dict())
 
 
 def test_observes_real_gradients_in_bfloat16_autocast() -> None:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from masm.adapters import SubspaceLinear, penalty
 from tests.adapters.models import decomposed, gradients, perturb, random_linear
@@ -67,28 +69,48 @@ CASES = [(orthogonality, dense_orthogonality), (spectral_consistency, dense_spec
 
 
 @pytest.mark.parametrize(("thin", "dense"), CASES)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("group", [(1, 1), (3, 2), (2, 5)])
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.one_of(st.sampled_from(SHAPES), st.tuples(st.integers(6, 16), st.integers(6, 16))),
+    group=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 100),
+)
 def test_value_and_gradients_are_those_of_the_dense_definition(
     thin: Callable[..., Tensor],
     dense: Callable[..., Tensor],
     shape: tuple[int, int],
     group: tuple[int, int],
+    dtype: torch.dtype,
+    seed: int,
 ) -> None:
-    linear = random_linear(*shape)
+    linear = random_linear(*shape, seed).to(dtype)
     layer = decomposed(linear, *group)
-    perturb(layer)
+    perturb(layer, seed)
     value = thin({"layer": layer})
     value.backward()
 
     factors = double_factors(layer)
     expected = dense(linear.weight.detach().double().numpy(), factors)
     expected.backward()
-    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=0)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=0)
     for one, reference in zip(layer.subspaces, factors, strict=True):
         for found, leaf in zip(gradients(one), reference, strict=True):
             wanted = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
-            assert (found.double() - wanted).norm() <= 1e-4 * wanted.norm()
+            assert (found.double() - wanted).norm() <= tolerance * wanted.norm()
+
+
+def test_weighted_sum_over_layers_of_several_shapes() -> None:
+    layers = {
+        str(index): decomposed(random_linear(*shape, index), 2, 2) for index, shape in enumerate([*SHAPES, (12, 12)])
+    }
+    perturb(nn.ModuleList(layers.values()))
+    factors = [piece for layer in layers.values() for piece in layer.pieces()]
+    single = [torch.autograd.grad(term(layers), factors) for term in (orthogonality, spectral_consistency)]
+    both = torch.autograd.grad(penalty(layers, 0.3, 2.0), factors)
+    for found, first, second in zip(both, *single, strict=True):
+        torch.testing.assert_close(found, 0.3 * first + 2.0 * second, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,4 +1,4 @@
-"""The reference: the weight rebuilt by plain autograd in each call, and both penalties from their dense definitions."""
+"""The reference: weights rebuilt by plain autograd in each call, and both penalties from their dense definitions."""
 
 from __future__ import annotations
 

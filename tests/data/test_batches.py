@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masm.data.augment import augment
-from masm.data.batches import Frames, decode, epoch_order, steps_of_epoch, training_batches
+from masm.data.batches import Frames, decode, epoch_order, method_batches, steps_of_epoch, training_batches
 from masm.errors import UserError
 
 
@@ -62,6 +64,34 @@ def test_a_batch_carries_the_pixels_of_its_samples() -> None:
 def test_a_batch_that_cannot_be_shared() -> None:
     with pytest.raises(UserError, match="multiple of 6"):
         next(training_batches(frames(10, 10), 8, 0, 0, rank=0, world=3))
+
+
+def three_methods(reals: int, fakes: tuple[int, int, int]) -> Frames:
+    data = frames(reals, sum(fakes))
+    return replace(data, methods=np.repeat(["real", "swap", "edit", "morph"], [reals, *fakes]))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_each_method_has_a_batch_with_as_many_reals(world: int) -> None:
+    data = three_methods(12, (6, 3, 9))
+    shares = [list(method_batches(data, 8, 5, 0, rank, world)) for rank in range(world)]
+    for one in zip(*shares, strict=True):
+        (method,) = {name for name, _ in one}
+        assert all(batch.labels.mean() == 0.5 for _, batch in one)
+        samples = np.concatenate([batch.samples for _, batch in one])
+        assert set(data.methods[samples]) == {"real", method}
+        for label in (0, 1):
+            members = samples[data.labels[samples] == label]
+            assert len(members) == 4
+            assert len(set(members)) == min(4, int((data.methods == data.methods[members[0]]).sum()))
+    assert [name for name, _ in shares[0]] == ["edit", "morph", "swap"]
+
+
+def test_batches_of_methods_differ_from_draw_to_draw_alone() -> None:
+    data = three_methods(30, (20, 20, 20))
+    draws = [[batch.samples for _, batch in method_batches(data, 8, 5, draw)] for draw in (0, 0, 1)]
+    assert all((one == other).all() for one, other in zip(draws[0], draws[1], strict=True))
+    assert any((one != other).any() for one, other in zip(draws[0], draws[2], strict=True))
 
 
 def test_decode_gives_rgb() -> None:
