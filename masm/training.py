@@ -143,21 +143,24 @@ class Trainer:
             if self.recipe.mask.over == "method":
                 self._observe_methods(draw)
                 self._decide(step=0)
-                draw += 1
-                continue
-            for batch in self._batches():
-                self._backward(batch)
-                self.mask.observe()
-                self._decide(step=0)
-                if not self.mask.calibrating:
-                    break
+            else:
+                self._observe_batches()
+            draw += 1
+
+    def _observe_batches(self) -> None:
+        """Show the mask the gradients of the epoch's batches, up to its decision."""
+        for batch in self._batches():
+            self._backward(batch)
+            self.mask.observe()
+            self._decide(step=0)
+            if not self.mask.calibrating:
+                break
 
     def _observe_methods(self, draw: int) -> None:
         """Show the mask the gradient of one batch of each forgery method."""
         recipe, place = self.recipe, self.place
-        for method, batch in method_batches(
-            self.frames, recipe.batch_size, recipe.seed, draw, place.rank, place.world
-        ):
+        batches = method_batches(self.frames, recipe.batch_size, recipe.seed, draw, place.rank, place.world)
+        for method, batch in batches:
             self._backward(batch)
             self.mask.observe(method)
 
