@@ -92,8 +92,8 @@ class Swap(Method):
     """The face of the donor, aligned by landmarks, in the target's colours, at a generator's resolution."""
 
     interpolation: Annotated[str, OneOf(("cubic", "lanczos"))]
-    grain: Annotated[float, Between(3, 9)]
-    resolution: Annotated[float, Between(0.65, 1.0)]
+    grain: Annotated[float, Between(4, 10)]
+    resolution: Annotated[float, Between(0.55, 0.9)]
     sharpening: Annotated[float, Between(0.3, 0.9)]
 
     def render(self, scene: Scene) -> np.ndarray:
@@ -120,8 +120,8 @@ class Reenact(Method):
     brows: Annotated[float, Between(-0.06, 0.06)]
     nose: Annotated[float, Between(-0.06, 0.06)]
     interpolation: Annotated[str, OneOf(("cubic", "lanczos"))]
-    grain: Annotated[float, Between(3, 9)]
-    resolution: Annotated[float, Between(0.65, 1.0)]
+    grain: Annotated[float, Between(4, 10)]
+    resolution: Annotated[float, Between(0.55, 0.9)]
     sharpening: Annotated[float, Between(0.3, 0.9)]
 
     def render(self, scene: Scene) -> np.ndarray:
@@ -188,7 +188,7 @@ class SelfBlend(Method):
 class Upsample(Method):
     """The face enlarged from fewer pixels, as the last layers of a generator do it."""
 
-    factor: Annotated[float, Between(1.25, 1.7)]
+    factor: Annotated[float, Between(1.25, 1.6)]
     kernel: Annotated[str, OneOf(("nearest", "zero_insertion", "bicubic"))]
     imbalance: Annotated[float, Between(-0.01, 0.01)]
     sharpening: Annotated[float, Between(0.2, 0.8)]
