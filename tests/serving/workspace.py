@@ -68,7 +68,7 @@ def make_workspace(root: Path, store: Path) -> Settings:
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     tree["code"] = str(ROOT)
     tree["datasets"] = {name: tree["datasets"][name] for name in ("swap", "selfblend", *TESTS)}
-    tree["crop"] |= {"size": SIZE}
+    tree["crop"] |= {"size": SIZE, "margin": PROFILE.margin}
     tree["evaluate"] |= {"draws": 200}
     name = root.parent.name
     tree["mlflow"] |= {"tracking_uri": f"sqlite:///{store}", "experiment": name, "model": name}
