@@ -90,7 +90,7 @@ def evaluate(scores: pd.DataFrame, threshold: float, draws: int = 10_000, seed: 
 
     Args:
         scores: the Scores table, test datasets only.
-        threshold: a video is called fake where its score is at least this; chosen on validation data.
+        threshold: a video is called fake where its score is at least this; chosen on the frames of validation data.
         draws: bootstrap draws per interval.
         seed: of the bootstrap; the intervals of a dataset do not depend on which others are there.
     """

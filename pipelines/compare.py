@@ -95,7 +95,9 @@ def plan(settings: Settings) -> list[Run]:
 
 
 def is_done(run: Run, folder: Path) -> bool:
-    """Whether the folder holds this very run."""
+    """Whether the folder holds this very run, with its scores."""
+    if not (folder / f"{run.name}.parquet").is_file():
+        return False
     try:
         return json.loads((folder / f"{run.name}.json").read_text())["made_with"] == run.made_with
     except (OSError, ValueError, KeyError):

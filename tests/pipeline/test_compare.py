@@ -82,12 +82,13 @@ def test_what_is_there_is_not_run_again(settings: Settings) -> None:
 def test_what_is_missing_or_made_otherwise_is_run_again(settings: Settings) -> None:
     before = times(settings)
     (settings.root / "compare" / "masm-8.json").unlink()
+    (settings.root / "compare" / "masm-7.parquet").unlink()
     (settings.root / "compare" / "probe-7.json").write_text("{")
     edit(settings.root / "params.yaml", {"compare.methods.lora.lr": 2e-3})
     main(load_settings(settings.root / "params.yaml"))
     after = times(settings)
     changed = {name for name in before if before[name] != after[name]}
-    assert changed == {"masm-8.json", "probe-7.json", "lora-7.json", "lora-8.json"}
+    assert changed == {"masm-7.json", "masm-8.json", "probe-7.json", "lora-7.json", "lora-8.json"}
 
 
 def test_other_data_are_other_runs(settings: Settings) -> None:
