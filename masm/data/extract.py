@@ -49,11 +49,13 @@ class Extraction:
     failures: list[FrameFailure]
 
 
-def extract(files: Sequence[Path], masks: Sequence[Path], profile: CropProfile, weights: Path | None) -> Extraction:
+def extract(
+    clip_files: Sequence[Path], masks: Sequence[Path], profile: CropProfile, weights: Path | None
+) -> Extraction:
     """Cut one face out of the frames of a clip.
 
     Args:
-        files: one video file, or the clip's frame images in frame order.
+        clip_files: one video file, or the clip's frame images in frame order.
         masks: forgery masks of the frames, a video file or images; empty for none.
         profile: how many frames are taken, and how faces are found and cut out.
         weights: the YuNet file, where the profile names YuNet.
