@@ -11,10 +11,11 @@ from pathlib import Path
 import ray
 from pyarrow.fs import FileSystem, FileType
 
-from masm.data.versions import digests
+from masm.data.versions import code_digest, digests
 from masm.errors import UserError
 from masm.settings import Ray, Settings, fingerprint
 
+PACKAGE = Path(__file__).parent
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray started in the process: enough for the frames of the demo, small enough for a laptop."""
 
@@ -66,7 +67,9 @@ def work_name(stage: str, settings: Settings, *parts: object) -> str:
     Ray resumes whatever it finds under a name, so that a name must never be used for other work.
     """
     data = list(digests(settings).values())
-    return f"{stage}-{fingerprint(settings.seed, settings.crop, settings.backbone, data, _code_digest(), *parts)}"
+    return (
+        f"{stage}-{fingerprint(settings.seed, settings.crop, settings.backbone, data, code_digest(PACKAGE), *parts)}"
+    )
 
 
 def discard(storage: str, name: str) -> None:
@@ -74,8 +77,3 @@ def discard(storage: str, name: str) -> None:
     filesystem, path = FileSystem.from_uri(storage)
     if filesystem.get_file_info(f"{path}/{name}").type is not FileType.NotFound:
         filesystem.delete_dir(f"{path}/{name}")
-
-
-def _code_digest() -> str:
-    package = Path(__file__).parent
-    return fingerprint([file.read_text() for file in sorted(package.rglob("*.py"))])

@@ -1,4 +1,4 @@
-"""Stage `ingest`, once for each dataset: photographs of real faces become a face table."""
+"""Stage `ingest`, once for each dataset: photographs of real faces, or imported videos, become a face table."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from masm.errors import UserError
 from masm.settings import Settings
 from pipelines import run_stage
 
+LISTED = 20
+"""Failures that are printed; all of them are in the table."""
+
 
 def main(settings: Settings, dataset: str) -> None:
     """Write data/ROLE/DATASET, and say what could not be taken in."""
@@ -19,10 +22,15 @@ def main(settings: Settings, dataset: str) -> None:
     with Progress(console=console) as bar:
         task = bar.add_task(f"ingest {dataset}", total=None)
         summary = ingest(settings, dataset, lambda done, total: bar.update(task, completed=done, total=total))
-    console.print(f"{dataset}: {summary.videos} videos, {summary.frames} frames, {len(summary.failures)} failures")
-    for failure in summary.failures:
-        listed = f"  {failure['video_id']} ({failure['method']}): {failure['outcome']}: {failure['reason']}"
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items())
+    lost = len(summary.failures) + summary.outcomes["ok"] - sum(summary.outcomes.values())
+    console.print(f"{dataset}: videos: {outcomes}; {summary.frames} frames, {lost} frames lost")
+    for failure in summary.failures[:LISTED]:
+        place = "" if failure["frame_index"] is None else f", frame {failure['frame_index']}"
+        listed = f"  {failure['video_id']} ({failure['method']}{place}): {failure['outcome']}: {failure['reason']}"
         console.print(listed, markup=False, highlight=False)
+    if len(summary.failures) > LISTED:
+        console.print(f"  and {len(summary.failures) - LISTED} more in {settings.table(dataset) / 'failures.parquet'}")
 
 
 def dataset_argument() -> str:

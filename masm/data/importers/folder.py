@@ -17,12 +17,11 @@ from masm.data.faces import (
     make_detector,
     prepare_photograph,
 )
+from masm.data.importers.layout import IMAGE_SUFFIXES
 from masm.data.importers.photograph import Named, Unusable
 from masm.data.profile import crop_profile, detector_weights
 from masm.errors import UserError
 from masm.settings import Settings
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
