@@ -18,6 +18,7 @@ Role = Literal["train", "validate", "test"]
 Split = Literal["train", "val", "test"]
 Method = Literal["masm", "effort", "lora", "layernorm", "full", "probe"]
 Target = Literal["q", "k", "v", "proj", "fc1", "fc2", "fc1_g", "fc1_x"]
+Severity = Literal["error", "warning"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 ROLE_SPLITS: dict[Role, tuple[Split, ...]] = {"train": ("train", "val"), "validate": ("val",), "test": ("test",)}
 """The splits that the rows of a face table can have, by the role of its dataset."""
@@ -104,12 +105,32 @@ Dataset = Annotated[
 DATASET_KINDS: dict[str, type[Section]] = {"forged": ForgedDataset, "imported": ImportedDataset}
 
 
+class Severities(Section):
+    """What a finding of a check does: an error fails the validation, a warning is shown and kept."""
+
+    table: Severity = Field(description="columns, values and counts of a face table")
+    person: Severity = Field(description="a person in two places; a place is a role and a split")
+    recording: Severity = Field(description="a real recording shown, or used for a forgery, in two places")
+    video: Severity = Field(description="a video in two splits of its dataset")
+    image: Severity = Field(description="the same image bytes in two places")
+    near_duplicate: Severity = Field(description="images that look alike in two places")
+    repetition: Severity = Field(description="images that look alike in two datasets of one place")
+    confounding: Severity = Field(description="reals and fakes of a dataset from different sources")
+
+
 class Checks(Section):
     """What the validate stage asks of every face table, and ingest of every dataset."""
 
     coverage: float = Field(ge=0, le=1, description="least share of a dataset's videos that give a face")
     min_frames: int = Field(ge=1, description="fewest frames of a video")
     min_videos: int = Field(ge=1, description="fewest videos of each class in a dataset")
+    radius: int = Field(
+        ge=0, le=16, description="of 64 bits, in which perceptual hashes of look-alikes differ at most"
+    )
+    separability: float = Field(
+        gt=0.5, le=1, description="balanced accuracy from which a property alone tells reals from fakes"
+    )
+    severity: Severities
 
 
 class Backbone(Section):

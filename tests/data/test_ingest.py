@@ -11,7 +11,7 @@ from masm.data import ingest as module
 from masm.data.checks import run_checks
 from masm.data.faces import crop
 from masm.data.ingest import ingest, ingest_photograph, make_recipe, make_tasks
-from masm.data.table import read_failures, read_table, write_table
+from masm.data.table import read_failures, read_table
 from masm.errors import UserError
 from masm.settings import Settings, load_settings
 from tests.conftest import ROOT
@@ -110,50 +110,6 @@ def test_donors_are_other_people_of_the_same_place(ingested: Settings) -> None:
 def test_sound_tables_pass_and_the_docs_are_written(ingested: Settings, tmp_path: Path) -> None:
     assert run_checks(ingested, tmp_path / "docs", lambda name: None) == []
     assert (tmp_path / "docs" / "index.html").is_file()
-
-
-@pytest.mark.parametrize(
-    ("dataset", "column", "value", "says"),
-    [
-        ("denoise", "label", 1, "denoise: expect_column_distinct_values_to_contain_set"),
-        ("denoise", "label", 2, "denoise: expect_column_values_to_be_in_set"),
-        ("denoise", "method", "unheard-of", "denoise: expect_column_pair_values_to_be_in_set"),
-        ("denoise", "identity", None, "denoise: expect_column_values_to_not_be_null"),
-        ("denoise", "sample_id", "twice", "denoise: expect_column_values_to_be_unique"),
-        ("denoise", "width", 65, "denoise: expect_column_values_to_be_between"),
-        ("denoise", "video_id", "one", "denoise, videos per class"),
-    ],
-)
-def test_a_damaged_table_is_found(
-    ingested: Settings, tmp_path: Path, dataset: str, column: str, value: object, says: str
-) -> None:
-    failures = failures_after(ingested, tmp_path, dataset, lambda row, number: {column: value})
-    assert any(failure.startswith(says) for failure in failures), failures
-
-
-@pytest.mark.parametrize("column", ["identity", "sources", "sha256"])
-def test_a_leak_between_roles_is_found_and_named(ingested: Settings, tmp_path: Path, column: str) -> None:
-    leaked = read_table(ingested.table("swap"), [column], "train")[column][0].as_py()
-    failures = failures_after(
-        ingested, tmp_path, "denoise", lambda row, number: {column: leaked} if number == 0 else {}
-    )
-    assert len(failures) == 1
-    name = leaked[0] if isinstance(leaked, list) else leaked
-    assert name in failures[0]
-    assert "test/test and train/train" in failures[0]
-
-
-def failures_after(settings: Settings, folder: Path, dataset: str, change: object) -> list[str]:
-    """The failures once the rows of one dataset are changed, the other tables as they are."""
-    copy = settings.model_copy(update={"root": folder})
-    for name in settings.datasets:
-        if name != dataset:
-            copy.table(name).parent.mkdir(parents=True, exist_ok=True)
-            copy.table(name).symlink_to(settings.table(name))
-    rows = read_table(settings.table(dataset)).to_pylist()
-    changed = [{**row, **change(row, number)} for number, row in enumerate(rows)]  # type: ignore[operator]
-    write_table(copy.table(dataset), changed, [])
-    return run_checks(copy, folder / "docs", lambda name: None)
 
 
 def test_corrupt_photographs_are_listed_and_never_replaced(tmp_path: Path) -> None:
