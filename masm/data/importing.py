@@ -108,8 +108,14 @@ def set_dataset(params: Path, name: str, entry: dict[str, Any]) -> None:
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.representer import RoundTripRepresenter
 
+    class Representer(RoundTripRepresenter):
+        """One that writes null as null; ruamel's own writes nothing."""
+
+    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml = YAML()
+    yaml.Representer = Representer
     yaml.preserve_quotes, yaml.width = True, 2**16
     tree = yaml.load(params.read_text())
     node = CommentedMap(entry)

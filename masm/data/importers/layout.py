@@ -76,7 +76,7 @@ def files_below(folder: Path, suffixes: Iterable[str], notes: Notes) -> list[Pat
         folders.sort()
         for name in names:
             path = Path(parent, name)
-            if path.suffix.lower() in suffixes:
+            if path.suffix.lower() in suffixes and not name.startswith("."):
                 found.append(path)
             else:
                 notes[f"other files left out ({path.suffix.lower() or name})"] += 1
