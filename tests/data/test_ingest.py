@@ -297,3 +297,14 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def children_of(folder: Path) -> list[int]:
     """Processes that work in a folder."""
     return [one.pid for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(folder)]
+
+
+@pytest.mark.ray
+def test_a_cluster_gives_the_same_table(ingested: Settings, tmp_path: Path) -> None:
+    from masm.cluster import connected, run_jobs
+
+    settings = make_settings(tmp_path, ray__storage=str(tmp_path / "ray"))
+    with connected(settings.ray, cpus=2):
+        ingest(settings, "denoise", lambda done, total: None, run_jobs)
+    for name in ("faces-00000.parquet", "failures.parquet", "outcomes.json"):
+        assert (settings.table("denoise") / name).read_bytes() == (ingested.table("denoise") / name).read_bytes()
