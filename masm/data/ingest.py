@@ -193,7 +193,7 @@ def _frames(recipe: Recipe, task: Task, face: Face, forgery: Forgery | None, met
     sources = [face.photograph] if method != "swap" else [face.photograph, task.donor.name]
     for index in range(recipe.frames):
         jitter = draw_jitter(rng)
-        image = crop(published, face.box, recipe.profile, jitter)
+        image = crop(published, face.box, recipe.profile, jitter, face.landmarks)
         encoded = _png(image)
         yield {
             "sample_id": f"{recipe.dataset}/{method}/{face.photograph}/{index}",
@@ -215,7 +215,7 @@ def _frames(recipe: Recipe, task: Task, face: Face, forgery: Forgery | None, met
             "landmarks": None if face.landmarks is None else face.landmarks.ravel().tolist(),
             "mask": None
             if forgery is None
-            else _png(crop(_rgb(forgery.mask), face.box, recipe.profile, jitter)[:, :, 0]),
+            else _png(crop(forgery.mask, face.box, recipe.profile, jitter, face.landmarks)),
             "forge_parameters": None if forgery is None else json.dumps(forgery.parameters, sort_keys=True),
             "attributes": [("camera", recipe.camera.name)],
             "image": encoded,
@@ -243,7 +243,3 @@ def _png(image: np.ndarray) -> bytes:
     """Lossless, so that the crop adds no trace of its own."""
     channels = image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", channels)[1].tobytes()
-
-
-def _rgb(mask: np.ndarray) -> np.ndarray:
-    return np.repeat(mask[:, :, None], 3, axis=2)

@@ -11,18 +11,15 @@ from masm.data.faces import (
     CropProfile,
     Face,
     FaceDetector,
-    ImageError,
-    decode_image,
     find_face,
     make_detector,
     prepare_photograph,
 )
+from masm.data.images import IMAGE_SUFFIXES, ImageError, decode_image
 from masm.data.importers.photograph import Named, Unusable
 from masm.data.profile import crop_profile, detector_weights
 from masm.errors import UserError
 from masm.settings import Settings
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
