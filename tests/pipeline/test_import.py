@@ -19,6 +19,8 @@ from masm.settings import load_settings
 from tests.pipeline.workspace import make_workspace
 
 VIDEOS, FRAMES, TAKEN = 6, 12, 4
+SPREAD = [1, 4, 7, 10]
+"""The frames that are taken: the middles of equal parts (defect 2: not the first ones)."""
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +40,9 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tree = {"UADFV": {key: {"train": {}, "val": {}, "test": videos} for key, videos in keys.items()}}
     (root / "UADFV.json").write_text(json.dumps(tree))
     first = root / "UADFV" / "UADFV_Real" / "frames" / "0000"
-    (first / "0.png").unlink()
-    whole = (first / f"{FRAMES - 1}.png").read_bytes()
-    (first / f"{FRAMES - 1}.png").write_bytes(whole[: len(whole) // 2])
+    (first / f"{SPREAD[0]}.png").unlink()
+    whole = (first / f"{SPREAD[-1]}.png").read_bytes()
+    (first / f"{SPREAD[-1]}.png").write_bytes(whole[: len(whole) // 2])
     for number in range(FRAMES):
         (root / "UADFV" / "UADFV_Fake" / "frames" / "0005" / f"{number}.png").write_bytes(b"")
     return root
@@ -62,7 +64,7 @@ def test_crops_become_a_table_that_dvc_knows(benchmark: Path, tmp_path: Path) ->
     assert len(rows) + failures["frame_index"].notna().sum() == TAKEN * (2 * VIDEOS - 1)
     lost = failures[failures["video_id"] == "0000"]
     assert set(lost["outcome"]) == {"unreadable"}
-    assert len(lost) == 2  # the first and the last of the evenly spread frames: nothing stands in for them
+    assert lost["frame_index"].tolist() == [SPREAD[0], SPREAD[-1]]  # nothing stands in for them
     (whole,) = failures[failures["frame_index"].isna()].to_dict("records")
     assert (whole["video_id"], whole["method"], whole["outcome"]) == ("0005", "UADFV", "unreadable")
     outcomes = json.loads((settings.table("uadfv") / "outcomes.json").read_text())
@@ -73,9 +75,7 @@ def test_crops_become_a_table_that_dvc_knows(benchmark: Path, tmp_path: Path) ->
         frame = cv2.imread(str(benchmark / "UADFV" / key / "frames" / row.video_id / f"{row.frame_index}.png"))
         image = cv2.imdecode(np.frombuffer(row.image, np.uint8), cv2.IMREAD_COLOR)
         assert (image == cv2.resize(frame, (96, 96), interpolation=cv2.INTER_AREA)).all()
-    spread = rows[rows["video_id"] == "0001"]["frame_index"].unique()
-    assert spread.min() < FRAMES / TAKEN
-    assert spread.max() >= FRAMES - FRAMES / TAKEN  # defect 2: not the first ones
+    assert rows[rows["video_id"] == "0001"]["frame_index"].tolist() == 2 * SPREAD
 
     locked = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
     assert list(locked) == ["ingest@uadfv"]
@@ -91,7 +91,7 @@ def test_crops_become_a_table_that_dvc_knows(benchmark: Path, tmp_path: Path) ->
     assert [(tmp_path / "out" / path).read_bytes() for path in videos["0003"]["frames"]] == stored
 
     frames = benchmark / "UADFV" / "UADFV_Real" / "frames" / "0001"
-    (frames / f"{spread[1]}.png").write_bytes((frames / f"{spread[2]}.png").read_bytes())
+    (frames / f"{SPREAD[1]}.png").write_bytes((frames / f"{SPREAD[2]}.png").read_bytes())
     result = CliRunner().invoke(app, [*command, *params])
     assert result.exit_code == 0, result.output
     assert digests(only)["uadfv"] != former

@@ -11,13 +11,11 @@ from masm.data.faces import (
     CropProfile,
     Face,
     FaceDetector,
-    ImageError,
-    decode_image,
     find_face,
     make_detector,
     prepare_photograph,
 )
-from masm.data.importers.layout import IMAGE_SUFFIXES
+from masm.data.images import IMAGE_SUFFIXES, ImageError, decode_image
 from masm.data.importers.photograph import Named, Unusable
 from masm.data.index import Stamp, stamp_of
 from masm.data.profile import crop_profile, detector_weights

@@ -13,7 +13,6 @@ from pathlib import Path
 from masm.data.index import Clip
 from masm.errors import UserError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 COMPRESSIONS = ("raw", "c23", "c40")
 SPLITS = ("train", "val", "test")
