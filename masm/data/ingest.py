@@ -14,6 +14,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -63,12 +64,15 @@ def run_in_processes(jobs: Jobs) -> Iterator[None]:
     context = multiprocessing.get_context("spawn")  # OpenCV's threads do not survive a fork
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
         running: set[Future[None]] = set()
-        for task, part in chain(first, jobs):
-            running.add(pool.submit(_run, task, part))
-            if len(running) >= AHEAD * processes:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in finished)
-        yield from (future.result() for future in running)
+        try:
+            for task, part in chain(first, jobs):
+                running.add(pool.submit(_run, task, part))
+                if len(running) >= AHEAD * processes:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in finished)
+            yield from (future.result() for future in running)
+        except BrokenProcessPool:
+            raise UserError("a process of the ingest was killed, by lack of memory perhaps: run it again.") from None
 
 
 def ingest(

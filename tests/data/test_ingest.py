@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -297,6 +299,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def children_of(folder: Path) -> list[int]:
     """Processes that work in a folder."""
     return [one.pid for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(folder)]
+
+
+def test_a_full_disk_is_said_and_the_former_table_stays(ingested: Settings, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    settings.table("denoise").parent.mkdir(parents=True)
+    shutil.copytree(ingested.table("denoise"), settings.table("denoise"))
+
+    def full(jobs: object) -> Iterator[None]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+
+    with pytest.raises(UserError, match=r"no space is left below .*: free some; what is done is kept"):
+        ingest(settings, "denoise", lambda done, total: None, full)
+    assert read_table(settings.table("denoise")).equals(read_table(ingested.table("denoise")))
 
 
 @pytest.mark.ray
