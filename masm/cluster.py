@@ -78,9 +78,11 @@ def run_jobs(jobs: Jobs) -> Iterator[None]:
     for task, part in jobs:
         running[run.remote(task)] = part
         if len(running) >= limit:
-            yield _finish_one(running)
+            _finish_one(running)
+            yield
     while running:
-        yield _finish_one(running)
+        _finish_one(running)
+        yield
 
 
 def _run_task(task: Task) -> Outcome:

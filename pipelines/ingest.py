@@ -33,7 +33,7 @@ def main(settings: Settings, dataset: str) -> None:
     for failure in summary.failures[:LISTED]:
         place = "" if failure["frame_index"] is None else f", frame {failure['frame_index']}"
         listed = f"  {failure['video_id']} ({failure['method']}{place}): {failure['outcome']}: {failure['reason']}"
-        console.print(listed, markup=False, highlight=False)
+        console.print(listed, markup=False, highlight=False, soft_wrap=True)
     if len(summary.failures) > LISTED:
         console.print(f"  and {len(summary.failures) - LISTED} more in {settings.table(dataset) / 'failures.parquet'}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -90,9 +91,9 @@ def reproduce(root: Path, stage: str | None = None) -> int:
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.repo import Repo
 
-    pipeline = str(root / "dvc.yaml")
+    pipeline = "dvc.yaml"
     try:
-        with Repo(str(root)) as repo:
+        with chdir(root), Repo() as repo:  # DVC wants to be called from inside
             repo.reproduce(pipeline if stage is None else f"{pipeline}:{stage}")
     except ReproductionError as error:
         exit_code = re.search(r"exited with (\d+)$", str(error.__cause__))
