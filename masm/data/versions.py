@@ -91,10 +91,9 @@ def reproduce(root: Path, stage: str | None = None) -> int:
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.repo import Repo
 
-    pipeline = "dvc.yaml"
     try:
         with chdir(root), Repo() as repo:  # DVC wants to be called from inside
-            repo.reproduce(pipeline if stage is None else f"{pipeline}:{stage}")
+            repo.reproduce(stage or "dvc.yaml")
     except ReproductionError as error:
         exit_code = re.search(r"exited with (\d+)$", str(error.__cause__))
         if exit_code is None:
