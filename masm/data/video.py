@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -94,8 +96,8 @@ class Pictures:
 class Video:
     """The frames of a video file.
 
-    Where the container counts more frames than are in the file, as after a broken download, those that are
-    missing have numbers too.
+    Where an MP4 file's table lists more frames than are in it, as after a broken download, those that are missing
+    have numbers too.
 
     Raises:
         Unusable: nothing of the file can be read.
@@ -104,19 +106,19 @@ class Video:
 
     def __init__(self, path: Path) -> None:
         self._av = _pyav()
-        self._container = self._open(path)
+        self._path = path
+        self._open()
         try:
-            self._stream = self._choose_stream()
-            counted = self._read_times()
+            missing = self._read_times()
         except Unusable:
             self.close()
             raise
-        self.numbers: Sequence[int] = range(max(counted, len(self._times)))
+        self.numbers: Sequence[int] = range(len(self._times) + missing)
 
     def read(self, numbers: Sequence[int]) -> Iterator[tuple[int, np.ndarray | ImageError]]:
         """See `Frames`; it seeks where a key frame lies between two of the numbers."""
-        frames: Iterator[VideoFrame] = iter(())
-        frame: VideoFrame | None = None
+        frames: Iterator[_Timed] = iter(())
+        latest: _Timed | None = None
         for number in numbers:
             if number >= len(self._times):
                 there = f"{len(self._times)} of its {len(self.numbers)} frames"
@@ -124,70 +126,96 @@ class Video:
                 continue
             time = self._times[number]
             start = self._keys[max(bisect_right(self._keys, time) - 1, 0)]
-            if frame is None or _time(frame) < start:
+            if latest is None or latest.time < start:
                 frames = self._frames_from(start)
-                frame = next(frames, None)
-            while frame is not None and _time(frame) < time:
-                frame = next(frames, None)
-            if frame is None or _time(frame) != time or frame.is_corrupt:
-                yield number, ImageError(f"frame {number} is damaged: it cannot be decoded")
+                latest = next(frames, None)
+            while latest is not None and latest.time < time:
+                latest = next(frames, None)
+            if latest is None or latest.time != time or latest.damaged:
+                yield number, ImageError(f"frame {number} is damaged, or one that it is decoded from")
             else:
-                yield number, _upright(frame)
+                yield number, _upright(latest.frame)
 
     def close(self) -> None:
         """Close the file."""
         self._container.close()
 
-    def _open(self, path: Path) -> InputContainer:
+    def _open(self) -> None:
         try:
-            if path.stat().st_size == 0:
+            if self._path.stat().st_size == 0:
                 raise Unusable("unreadable", "empty file")
-            return self._av.open(str(path))
+            self._container: InputContainer = self._av.open(str(self._path))
         except (self._av.FFmpegError, OSError) as error:
             raise Unusable("unreadable", f"cannot be opened as a video: {error.strerror}") from None
-
-    def _choose_stream(self) -> VideoStream:
-        for stream in self._container.streams.video:
-            # The cover picture of a piece of music is a stream of video too.
-            if not stream.disposition & self._av.stream.Disposition.attached_pic:
-                stream.codec_context.thread_count = 1  # many videos at a time, one in each process
-                return stream
-        raise Unusable("unreadable", "no video in the file")
+        # The cover picture of a piece of music is a stream of video too.
+        cover = self._av.stream.Disposition.attached_pic
+        streams = [stream for stream in self._container.streams.video if not stream.disposition & cover]
+        if not streams:
+            self.close()
+            raise Unusable("unreadable", "no video in the file")
+        self._stream: VideoStream = streams[0]
+        self._stream.codec_context.thread_count = 1  # many videos at a time, one in each process
 
     def _read_times(self) -> int:
-        """Note when frames are shown, and which are key frames; return how many the container counts."""
-        times, keys, hidden = set(), set(), 0
-        try:
-            for packet in self._container.demux(self._stream):
-                if packet.is_discard:
-                    hidden += 1
-                elif packet.size:  # the last one is empty
-                    times.add(_time(packet))
-                    if packet.is_keyframe:
-                        keys.add(_time(packet))
-        except self._av.FFmpegError:
-            pass  # a file that breaks off: what comes before is read, and the rest is counted as missing
-        if not times:
+        """Note when frames are shown, and which are key frames; return how many more the file's table lists."""
+        # The last packet is empty; and none is kept, as together they are the whole file.
+        stored = [(part.pts, part.is_keyframe, part.is_discard) for part in self._packets() if part.size]
+        shown = [(pts, is_key) for pts, is_key, hidden in stored if not hidden]
+        if not shown:
             raise Unusable("unreadable", "no frame in the file")
-        self._times, self._keys = sorted(times), sorted(keys) or [min(times)]
-        return self._stream.frames - hidden
+        self._counted = any(pts is None for pts, _ in shown)
+        """Whether the file, an AVI, does not say when frames are shown: they are counted from the first one."""
+        if self._counted:
+            self._times, self._keys = list(range(len(shown))), [0]
+        else:
+            self._times = sorted({pts for pts, _ in shown})
+            self._keys = sorted({self._times[0], *(pts for pts, is_key in shown if is_key)})
+        self._enterable = not self._counted
+        """Whether decoding may begin at a key frame: until an attempt ends elsewhere."""
+        listed = self._stream.frames if "mp4" in self._container.format.name else 0
+        return max(listed - len(stored), 0)
 
-    def _frames_from(self, time: int) -> Iterator[VideoFrame]:
-        """Decode from a key frame on, leaving out what cannot be decoded."""
-        self._container.seek(time, stream=self._stream)
-        try:
-            for packet in self._container.demux(self._stream):
-                try:
-                    yield from packet.decode()
-                except self._av.FFmpegError:
-                    continue
-        except self._av.FFmpegError:
-            return
+    def _packets(self) -> Iterator[Packet[VideoStream]]:
+        """What is stored, up to where the file breaks off."""
+        with suppress(self._av.FFmpegError):
+            yield from self._container.demux(self._stream)
+
+    def _frames_from(self, start: int) -> Iterator[_Timed]:
+        """Decode from a key frame on; from the first one where a file cannot be entered at the one asked for."""
+        if self._enterable:
+            self._container.seek(start, stream=self._stream)
+            frames = self._decode()
+            first = next(frames, None)
+            if first is not None and first.time <= start:
+                yield first
+                yield from frames
+                return
+            self._enterable, self._keys = False, self._keys[:1]
+        self.close()
+        self._open()
+        yield from self._decode()
+
+    def _decode(self) -> Iterator[_Timed]:
+        damaged, count = False, 0
+        for packet in self._packets():
+            try:
+                frames = packet.decode()
+            except self._av.FFmpegError:
+                damaged = True
+                continue
+            for frame in frames:
+                # What follows is made from the damaged frame, up to the next that stands alone.
+                damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+                time = count if self._counted or frame.pts is None else frame.pts
+                yield _Timed(time, frame, damaged)
+                count += 1
 
 
-def _time(part: Packet[VideoStream] | VideoFrame) -> int:
-    """When it is shown; AVI files say only when it is decoded, and -1 stands for no time at all."""
-    return next((time for time in (part.pts, part.dts) if time is not None), -1)
+@dataclass(frozen=True)
+class _Timed:
+    time: int
+    frame: VideoFrame
+    damaged: bool
 
 
 def _upright(frame: VideoFrame) -> np.ndarray:
@@ -200,5 +228,4 @@ def _pyav() -> ModuleType:
         import av
     except ImportError:
         raise UserError("videos are read by PyAV, which is not installed: pip install 'masm[video]'.") from None
-    av.logging.set_level(None)  # damage is reported by us, once
     return av
