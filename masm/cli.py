@@ -109,7 +109,8 @@ def data_import(
 def _print_imported(name: str, found: Imported) -> None:
     """What an import found: counts, what was left out, and what straddles splits."""
     console = Console()
-    table = Table("split", "method", "videos", title=f"{name}: {found.files} files, {found.missing} of them missing")
+    console.print(f"{name}: {found.files} files, {found.missing} of them missing", highlight=False)
+    table = Table("split", "method", "videos")
     for (split, method), videos in sorted(found.videos.items()):
         table.add_row(split, method, str(videos))
     console.print(table)

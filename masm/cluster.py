@@ -10,7 +10,10 @@ from pathlib import Path
 
 import ray
 from pyarrow.fs import FileSystem, FileType
+from ray.exceptions import RayTaskError
 
+from masm.data.ingest import AHEAD, Jobs, write_part
+from masm.data.rows import Outcome, Task
 from masm.data.versions import code_digest, digests
 from masm.errors import UserError
 from masm.settings import Ray, Settings, fingerprint
@@ -59,6 +62,40 @@ def connected(settings: Ray, cpus: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def run_jobs(jobs: Jobs) -> Iterator[None]:
+    """Run ingest's tasks on the connected cluster; one item for each that is done.
+
+    The nodes open the raw files at the same paths as this machine, which alone writes the parts.
+
+    Raises:
+        UserError: as the tasks do.
+    """
+    run = ray.remote(_run_task)
+    running: dict[ray.ObjectRef, Path] = {}
+    limit = AHEAD * int(ray.cluster_resources()["CPU"])
+    for task, part in jobs:
+        running[run.remote(task)] = part
+        if len(running) >= limit:
+            _finish_one(running)
+            yield
+    while running:
+        _finish_one(running)
+        yield
+
+
+def _run_task(task: Task) -> Outcome:
+    return task.run()
+
+
+def _finish_one(running: dict[ray.ObjectRef, Path]) -> None:
+    """Write the part of the task that is done first."""
+    (done,), _ = ray.wait(list(running))
+    try:
+        write_part(running.pop(done), ray.get(done))
+    except RayTaskError as error:
+        raise error.cause from None
 
 
 def work_name(stage: str, settings: Settings, *parts: object) -> str:

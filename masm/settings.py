@@ -60,12 +60,16 @@ class Crop(Section):
     working_size: int = Field(ge=32, description="longer side of the face box when it is forged, px")
     size: int = Field(ge=32, description="side of the crop, px")
     margin: float = Field(ge=1, le=3, description="crop side over face box side")
+    alignment: Literal["square", "landmarks"] = Field(default="square", description="upright, or as the mean face")
     frames: int = Field(ge=1, description="jittered crops of each photograph")
+    video_frames: int = Field(default=32, ge=1, description="frames of each video, spread evenly over all of it")
 
     @model_validator(mode="after")
-    def _weights_given(self) -> Crop:
+    def _detector_suffices(self) -> Crop:
         if self.detector == "yunet" and self.detector_weights is None:
             raise ValueError("detector 'yunet' needs detector_weights: the path of its .onnx file")
+        if self.detector == "cascade" and self.alignment == "landmarks":
+            raise ValueError("alignment 'landmarks' needs detector 'yunet': the cascade gives no landmarks")
         return self
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from masm.data.images import IMAGE_SUFFIXES
 from masm.data.importers.deepfakebench import manifest
-from masm.data.importers.layout import IMAGE_SUFFIXES
 from masm.data.index import Clip, index_root, read_index
 from masm.data.table import table_shards
 from masm.errors import UserError

@@ -154,7 +154,7 @@ def _frames(task: Task, face: Face, forgery: Forgery | None, method: str) -> Ite
     sources = [face.photograph] if method != "swap" else [face.photograph, task.donor.name]
     for index in range(recipe.frames):
         jitter = draw_jitter(rng)
-        image = crop(published, face.box, recipe.profile, jitter)
+        image = crop(published, face.box, recipe.profile, jitter, face.landmarks)
         yield {
             "sample_id": f"{recipe.dataset}/{method}/{face.photograph}/{index}",
             "dataset": recipe.dataset,
@@ -173,7 +173,7 @@ def _frames(task: Task, face: Face, forgery: Forgery | None, method: str) -> Ite
             "landmarks": None if face.landmarks is None else face.landmarks.ravel().tolist(),
             "mask": None
             if forgery is None
-            else encode(crop(_rgb(forgery.mask), face.box, recipe.profile, jitter)[:, :, 0]),
+            else encode(crop(forgery.mask, face.box, recipe.profile, jitter, face.landmarks)),
             "forge_parameters": None if forgery is None else json.dumps(forgery.parameters, sort_keys=True),
             "attributes": [("camera", recipe.camera.name)],
             **image_columns(image, recipe.profile),
@@ -183,7 +183,3 @@ def _frames(task: Task, face: Face, forgery: Forgery | None, method: str) -> Ite
 def _generator(seed: int, *names: str) -> np.random.Generator:
     """A generator of its own for each dataset, photograph and purpose."""
     return np.random.default_rng((seed, *(zlib.crc32(name.encode()) for name in names)))
-
-
-def _rgb(mask: np.ndarray) -> np.ndarray:
-    return np.repeat(mask[:, :, None], 3, axis=2)

@@ -43,6 +43,8 @@ class Task:
         clip = self.indexed.clip
         if (changed := self.indexed.changed()) is not None:
             raise UserError(f"{changed} is not as it was when it was imported: run `masm data import` again.")
+        if not clip.files:
+            return Outcome([], [self._failure(None, "unreadable", "the layout names no files of it")])
         try:
             found = extract(clip.files, clip.masks, self.profile, self.weights)
         except Unusable as error:

@@ -95,7 +95,8 @@ def import_dataset(settings: Settings, request: Request, progress: Callable[[int
         raise UserError(f"none of the {len(files)} files of {request.path} is there, such as {first}: give --root.")
     index = settings.root / "data" / "indices" / f"{request.name}.parquet"
     digest = write_index(index, indexed, root)
-    entry = ImportedDataset(role=request.role, index=index.relative_to(settings.root), digest=digest, splits=splits)
+    place = index.relative_to(settings.root)
+    entry = ImportedDataset.model_validate({"role": request.role, "index": place, "digest": digest, "splits": splits})
     set_dataset(settings.root / "params.yaml", request.name, entry.model_dump(mode="json"))
     videos = dict(Counter((clip.split, clip.method) for clip in clips))
     return Imported(entry, index, videos, len(files), missing, notes, shared)
@@ -108,8 +109,14 @@ def set_dataset(params: Path, name: str, entry: dict[str, Any]) -> None:
     """
     from ruamel.yaml import YAML
     from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.representer import RoundTripRepresenter
 
+    class Representer(RoundTripRepresenter):
+        """One that writes null as null; ruamel's own writes nothing."""
+
+    Representer.add_representer(type(None), lambda self, _: self.represent_scalar("tag:yaml.org,2002:null", "null"))
     yaml = YAML()
+    yaml.Representer = Representer
     yaml.preserve_quotes, yaml.width = True, 2**16
     tree = yaml.load(params.read_text())
     node = CommentedMap(entry)

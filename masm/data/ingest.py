@@ -14,7 +14,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from masm.data import forged, imported
+from masm.data.importers.folder import folder_stamps
 from masm.data.profile import crop_profile
 from masm.data.rows import Outcome, Task
 from masm.data.table import SCHEMA, write_table
@@ -49,13 +52,42 @@ class Summary:
     failures: list[dict[str, Any]]
 
 
-def ingest(settings: Settings, dataset: str, progress: Callable[[int, int], None]) -> Summary:
+Jobs = Iterable[tuple[Task, Path]]
+"""Tasks, and the parts that they are to leave."""
+
+
+def run_in_processes(jobs: Jobs) -> Iterator[None]:
+    """Run tasks in as many processes as the machine has CPUs; one item for each that is done."""
+    jobs = iter(jobs)
+    first = list(islice(jobs, os.cpu_count() or 1))
+    processes = max(1, len(first))
+    context = multiprocessing.get_context("spawn")  # OpenCV's threads do not survive a fork
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
+        running: set[Future[None]] = set()
+        try:
+            for task, part in chain(first, jobs):
+                running.add(pool.submit(_run, task, part))
+                if len(running) >= AHEAD * processes:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    yield from (future.result() for future in finished)
+            yield from (future.result() for future in running)
+        except BrokenProcessPool:
+            raise UserError("a process of the ingest was killed, by lack of memory perhaps: run it again.") from None
+
+
+def ingest(
+    settings: Settings,
+    dataset: str,
+    progress: Callable[[int, int], None],
+    run_jobs: Callable[[Jobs], Iterator[None]] = run_in_processes,
+) -> Summary:
     """Write the face table of one dataset.
 
     Args:
         settings: all of params.yaml.
         dataset: a name of its `datasets` section.
         progress: called with photographs or videos done, and with how many there are.
+        run_jobs: leaves all parts, and gives an item for each: `run_in_processes`, or `masm.cluster.run_jobs`.
 
     Raises:
         UserError: the dataset is unknown, or its settings do not fit together.
@@ -64,19 +96,28 @@ def ingest(settings: Settings, dataset: str, progress: Callable[[int, int], None
     if dataset not in settings.datasets:
         raise UserError(f"params.yaml has no dataset {dataset!r}: it has {', '.join(settings.datasets)}.")
     try:
-        return _ingest(settings, dataset, progress)
+        return _ingest(settings, dataset, progress, run_jobs)
     except OSError as error:
         if "No space left" not in str(error):  # Arrow gives no errno
             raise
         raise UserError(f"no space is left below {settings.root / 'data'}: free some; what is done is kept.") from None
 
 
-def _ingest(settings: Settings, dataset: str, progress: Callable[[int, int], None]) -> Summary:
+def _ingest(
+    settings: Settings,
+    dataset: str,
+    progress: Callable[[int, int], None],
+    run_jobs: Callable[[Jobs], Iterator[None]],
+) -> Summary:
     tasks, count = _tasks(settings, dataset)
     work = _work_folder(settings, dataset)
     work.mkdir(parents=True, exist_ok=True)
-    parts = [_part(work, number) for number in range(count)]
-    for done, _ in enumerate(_run_missing(tasks, work, count), start=1):
+    parts = [work / f"{number:08d}.parquet" for number in range(count)]
+    done = sum(part.exists() for part in parts)
+    progress(done, count)
+    missing = ((task, part) for task, part in zip(tasks, parts, strict=True) if not part.exists())
+    for _ in run_jobs(missing):
+        done += 1
         progress(done, count)
     failures = [failure for part in parts for failure in _failures(part)]
     outcomes = write_table(settings.table(dataset), _rows(parts), failures)
@@ -102,29 +143,11 @@ def _work_folder(settings: Settings, dataset: str) -> Path:
     """Another one whenever the parts would be others."""
     profile = crop_profile(settings).hash
     code = code_digest(Path(__file__).parent)
-    parts = (settings.seed, settings.faces, settings.crop, profile, settings.datasets[dataset], code)
+    chosen = settings.datasets[dataset]
+    drawn = settings.faces.source == "drawn"
+    photographs = [] if drawn or not isinstance(chosen, ForgedDataset) else folder_stamps(settings)
+    parts = (settings.seed, settings.faces, settings.crop, profile, chosen, photographs, code)
     return settings.root / "data" / "work" / dataset / fingerprint(*parts)
-
-
-def _part(work: Path, number: int) -> Path:
-    return work / f"{number:08d}.parquet"
-
-
-def _run_missing(tasks: Iterable[Task], work: Path, count: int) -> Iterator[None]:
-    """Run the tasks whose parts are not there; one item for each task that is done."""
-    processes = max(1, min(os.cpu_count() or 1, count))
-    context = multiprocessing.get_context("spawn")  # OpenCV's threads do not survive a fork
-    missing = ((task, part) for number, task in enumerate(tasks) if not (part := _part(work, number)).exists())
-    done = sum(_part(work, number).exists() for number in range(count))
-    yield from (None for _ in range(done))
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_start_worker) as pool:
-        running: set[Future[None]] = set()
-        for task, part in missing:
-            running.add(pool.submit(_run, task, part))
-            if len(running) >= AHEAD * processes:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in finished)
-        yield from (future.result() for future in running)
 
 
 def _start_worker() -> None:
@@ -141,10 +164,10 @@ def _start_worker() -> None:
 
 
 def _run(task: Task, part: Path) -> None:
-    _write_part(part, task.run())
+    write_part(part, task.run())
 
 
-def _write_part(part: Path, outcome: Outcome) -> None:
+def write_part(part: Path, outcome: Outcome) -> None:
     """One file holds rows and failures, so that both are there or none."""
     table = pa.Table.from_pylist(outcome.rows, schema=SCHEMA.with_metadata({"failures": json.dumps(outcome.failures)}))
     partial = part.with_name(f".{part.name}.{os.getpid()}")

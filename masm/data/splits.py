@@ -71,7 +71,8 @@ def hold_out(clips: Sequence[Clip], share: float, seed: int) -> list[Clip]:
         name = clips[index].source_clip
         names[group] = min(names.get(group, name), name)
     drawn = sorted(names, key=lambda group: hashlib.sha256(f"{seed}:{names[group]}".encode()).digest())
-    sizes, total, chosen = Counter(groups), 0, set()
+    sizes, total = Counter(groups), 0
+    chosen: set[int] = set()
     for group in drawn:
         if not chosen or total + sizes[group] / 2 <= share * len(train):
             chosen.add(group)

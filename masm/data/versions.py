@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +91,9 @@ def reproduce(root: Path, stage: str | None = None) -> int:
     from dvc.exceptions import DvcException, ReproductionError
     from dvc.repo import Repo
 
-    pipeline = str(root / "dvc.yaml")
     try:
-        with Repo(str(root)) as repo:
-            repo.reproduce(pipeline if stage is None else f"{pipeline}:{stage}")
+        with chdir(root), Repo() as repo:  # DVC wants to be called from inside
+            repo.reproduce(stage or "dvc.yaml")
     except ReproductionError as error:
         exit_code = re.search(r"exited with (\d+)$", str(error.__cause__))
         if exit_code is None:

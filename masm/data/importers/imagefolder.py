@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from masm.data.importers.layout import IMAGE_SUFFIXES, SPLITS, Layout, Notes, Source, files_below, photographed
+from masm.data.images import IMAGE_SUFFIXES
+from masm.data.importers.layout import SPLITS, Layout, Notes, Source, files_below, photographed
 from masm.data.index import Clip
 from masm.errors import UserError
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from masm.data.index import Clip
 from masm.errors import UserError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 VIDEO_SUFFIXES = {".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"}
 COMPRESSIONS = ("raw", "c23", "c40")
 SPLITS = ("train", "val", "test")
@@ -76,7 +75,7 @@ def files_below(folder: Path, suffixes: Iterable[str], notes: Notes) -> list[Pat
         folders.sort()
         for name in names:
             path = Path(parent, name)
-            if path.suffix.lower() in suffixes:
+            if path.suffix.lower() in suffixes and not name.startswith("."):
                 found.append(path)
             else:
                 notes[f"other files left out ({path.suffix.lower() or name})"] += 1

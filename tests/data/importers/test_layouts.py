@@ -66,6 +66,7 @@ def test_imagefolder_takes_images_and_folders_of_them(tmp_path: Path) -> None:
         touch(tmp_path / name)
     touch(tmp_path / "test" / "fake" / "swap" / "clip" / "0.jpg")
     touch(tmp_path / "test" / "real" / "notes.txt")
+    touch(tmp_path / "test" / "real" / "._a.png")  # what some systems leave beside each file
     touch(tmp_path / "extra" / "c.png")
     clips, notes = read("imagefolder", tmp_path)
     assert [(c.split, c.method, c.video_id, [file.name for file in c.files]) for c in clips] == [
@@ -74,7 +75,11 @@ def test_imagefolder_takes_images_and_folders_of_them(tmp_path: Path) -> None:
         ("train", "fake", "b", ["b.png"]),
         ("train", "real", "a", ["a.png"]),
     ]
-    assert notes == {"folders left out (extra)": 1, "other files left out (.txt)": 1}
+    assert notes == {
+        "folders left out (extra)": 1,
+        "other files left out (.txt)": 1,
+        "other files left out (.png)": 1,
+    }
     touch(tmp_path / "test" / "genuine" / "d.png")
     with pytest.raises(UserError, match="holds 'genuine': its folders must be real and fake"):
         read("imagefolder", tmp_path)
