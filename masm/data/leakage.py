@@ -107,11 +107,11 @@ class Frames:
 
 
 def read_frames(settings: Settings) -> Frames:
-    """The frames of all face tables; those whose hashes are damaged are left out, as the table's checks name them."""
+    """The frames of all face tables; those with a damaged hash or an empty column are for the check of the table."""
     columns = ["split", "dataset", "method", "video_id", "source_clip", "sha256", "phash"]
     tables, digests, hashes = [], [], []
     for dataset, entry in settings.datasets.items():
-        rows = read_table(settings.table(dataset), columns)
+        rows = read_table(settings.table(dataset), columns).drop_null()
         sound = [pc.match_substring_regex(rows[name], "^[0-9a-f]{16}") for name in ("sha256", "phash")]
         rows = rows.filter(pc.and_kleene(*sound))
         named = {
@@ -123,8 +123,8 @@ def read_frames(settings: Settings) -> Frames:
         tables.append(pa.table({name: pc.dictionary_encode(column) for name, column in named.items()}))
         digests.append(_leading_bits(rows["sha256"]))
         hashes.append(_leading_bits(rows["phash"]))
-    coded = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    arrays = {name: coded[name].chunk(0) for name in coded.column_names}
+    coded = pa.concat_tables(tables).unify_dictionaries()
+    arrays = {name: coded[name].combine_chunks() for name in coded.column_names}
     return Frames(
         **{name: array.indices.to_numpy(zero_copy_only=False) for name, array in arrays.items()},
         digest=np.concatenate(digests),
@@ -141,7 +141,7 @@ def _leading_bits(digits: pa.ChunkedArray) -> np.ndarray:
 
 
 def same_images(frames: Frames) -> list[str]:
-    """A sentence for each two recordings that share image bytes between places."""
+    """A sentence for each two recordings that share image bytes; an image counts for one recording of each place."""
     order = np.lexsort((frames.place, frames.digest))
     digest, place = frames.digest[order], frames.place[order]
     # Sorted by place, equal images that are in two places have them side by side at least once.

@@ -65,8 +65,7 @@ def test_a_damaged_table_is_found(tmp_path: Path, change: Callable[[Row], Row | 
     settings = make_settings(tmp_path, {"judge": DATASETS["judge"]})
     write_tables(settings, change)
     found = check(settings, tmp_path)
-    assert any(says in finding.text for finding in found), found
-    assert {(finding.check, finding.dataset) for finding in found} <= {("table", "judge"), ("confounding", "judge")}
+    assert any(says in finding.text for finding in found if (finding.check, finding.dataset) == ("table", "judge"))
 
 
 @pytest.fixture

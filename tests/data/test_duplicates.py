@@ -11,7 +11,7 @@ def hashes_in_clusters(count: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 2**64, count // 8, dtype=np.uint64)
     flips = rng.integers(0, 64, (count, 6))
-    kept = rng.random((count, 6)) < 0.5
+    kept = rng.random((count, 6)) < rng.choice([0, 0.3, 0.7], (count, 1))
     noise = np.bitwise_xor.reduce(np.where(kept, np.uint64(1) << flips.astype(np.uint64), np.uint64(0)), axis=1)
     return rng.choice(centres, count) ^ noise
 
