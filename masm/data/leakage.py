@@ -10,6 +10,7 @@ of a video's frames look like one recording elsewhere, since single frames of tw
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -146,9 +147,11 @@ def same_images(frames: Frames) -> list[str]:
     digest, place = frames.digest[order], frames.place[order]
     # Sorted by place, equal images that are in two places have them side by side at least once.
     leaks = np.flatnonzero((digest[:-1] == digest[1:]) & (place[:-1] != place[1:]))
-    pairs = [(frames.describe(order[leak]), frames.describe(order[leak + 1])) for leak in leaks]
-    counts = pd.Series(sorted(map(sorted, pairs)), dtype=object).map(tuple).value_counts(sort=False)
-    return [f"{first} and {second} have {count} images byte for byte" for (first, second), count in counts.items()]
+    pairs = Counter(
+        tuple(sorted((frames.describe(one), frames.describe(other))))
+        for one, other in zip(order[leaks], order[leaks + 1], strict=True)
+    )
+    return [f"{first} and {second} have {count} images byte for byte" for (first, second), count in pairs.items()]
 
 
 def look_alikes(frames: Frames, radius: int, progress: Progress) -> dict[str, list[str]]:
