@@ -122,18 +122,18 @@ def set_dataset(params: Path, name: str, entry: dict[str, Any]) -> None:
     tree = yaml.load(params.read_text())
     node = CommentedMap(entry)
     node.fa.set_flow_style()
-    _insert_last(tree["datasets"], name, node)
+    _set_last(tree["datasets"], name, node)
     partial = params.with_name(f".{params.name}.partial-{os.getpid()}")
     with partial.open("w") as stream:
         yaml.dump(tree, stream)
     partial.replace(params)
 
 
-def _insert_last(section: Any, name: str, node: Any) -> None:
-    """Set a key; a comment or empty line that follows the section stays behind it."""
-    last = next(reversed(section))
+def _set_last(section: Any, name: str, node: Any) -> None:
+    """Set a key, a new one at the end; a comment or empty line that follows the section stays behind it."""
+    last, new = next(reversed(section)), name not in section
     section[name] = node
-    if name != last and last in section.ca.items:
+    if new and last in section.ca.items:
         section.ca.items[name] = section.ca.items.pop(last)
 
 

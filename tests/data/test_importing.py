@@ -50,11 +50,16 @@ def test_import_again_replaces_the_entry_in_place(workspace: Path, tmp_path: Pat
     tree = ffpp_tree(tmp_path / "ff")
     first = bring_in(workspace, "ffpp", tree)
     assert bring_in(workspace, "ffpp", tree).entry == first.entry
+    bring_in(workspace, "ffpp", tree, name="later")
     lines = (workspace / "params.yaml").read_text().splitlines()
     touch(tree / "original_sequences/youtube/c23/videos/000.mp4", "another")
     second = bring_in(workspace, "ffpp", tree)
     assert second.entry.digest != first.entry.digest
-    assert len((workspace / "params.yaml").read_text().splitlines()) == len(lines)
+    changed = (workspace / "params.yaml").read_text().splitlines()
+    assert [line for line in changed if line not in lines] == [
+        lines[changed.index("checks:") - 3].replace(first.entry.digest, second.entry.digest)
+    ]
+    assert len(changed) == len(lines)
     assert load_settings(workspace / "params.yaml").datasets["mine"] == second.entry
 
 
