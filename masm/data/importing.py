@@ -28,7 +28,8 @@ class Request:
         name: of the dataset.
         role: train, validate or test.
         root: where a manifest's paths begin; None: at its own folder.
-        splits: the layout's splits that the dataset takes; None: those of its role.
+        splits: the layout's splits that the dataset takes; None: those of its role. A train dataset of the split
+            train alone holds its own val out.
         strict: leave out of train and val what straddles splits.
         compression, labels: as in `Source`.
     """
@@ -121,18 +122,18 @@ def set_dataset(params: Path, name: str, entry: dict[str, Any]) -> None:
     tree = yaml.load(params.read_text())
     node = CommentedMap(entry)
     node.fa.set_flow_style()
-    _insert_last(tree["datasets"], name, node)
+    _set_last(tree["datasets"], name, node)
     partial = params.with_name(f".{params.name}.partial-{os.getpid()}")
     with partial.open("w") as stream:
         yaml.dump(tree, stream)
     partial.replace(params)
 
 
-def _insert_last(section: Any, name: str, node: Any) -> None:
-    """Set a key; a comment or empty line that follows the section stays behind it."""
-    last = next(reversed(section))
+def _set_last(section: Any, name: str, node: Any) -> None:
+    """Set a key, a new one at the end; a comment or empty line that follows the section stays behind it."""
+    last, new = next(reversed(section)), name not in section
     section[name] = node
-    if name != last and last in section.ca.items:
+    if new and last in section.ca.items:
         section.ca.items[name] = section.ca.items.pop(last)
 
 
@@ -170,11 +171,14 @@ def _read(request: Request, source: Source, notes: Notes) -> list[Clip]:
 
 
 def _split(settings: Settings, request: Request, clips: list[Clip], notes: Notes) -> list[Clip]:
-    """The clips in their final splits."""
+    """The clips in their final splits; a train dataset that takes no val of the layout gets one of its own."""
     unsplit = ROLE_SPLITS[request.role][0]
     clips = [replace(clip, split=unsplit) if clip.split == UNSPLIT else clip for clip in clips]
     if request.strict:
         clips = strict_split(clips)
+    if request.role == "train" and request.splits == ("train",):
+        notes["videos of the layout's val excluded (--splits train)"] += sum(clip.split == "val" for clip in clips)
+        clips = [replace(clip, split="excluded") if clip.split == "val" else clip for clip in clips]
     if request.role == "train" and not any(clip.split == "val" for clip in clips):
         clips = hold_out(clips, settings.faces.validation_share, settings.seed)
         held = sum(clip.split == "val" for clip in clips)
@@ -184,7 +188,8 @@ def _split(settings: Settings, request: Request, clips: list[Clip], notes: Notes
 
 def _check_splits(request: Request, clips: Sequence[Clip]) -> tuple[str, ...]:
     """The splits that the dataset takes, after it is sure that they are fit to be taken."""
-    splits = request.splits or ROLE_SPLITS[request.role]
+    takes_val_too = request.role == "train" and request.splits == ("train",)
+    splits = ROLE_SPLITS[request.role] if takes_val_too or not request.splits else request.splits
     if unknown := set(splits) - set(ROLE_SPLITS["train"] if request.role == "train" else SPLITS):
         raise UserError(f"--splits: a {request.role} dataset cannot take {min(unknown)!r}.")
     # Each split of a train dataset is used on its own, those of the others together.

@@ -60,7 +60,7 @@ def strict_split(clips: Sequence[Clip]) -> list[Clip]:
 
 
 def hold_out(clips: Sequence[Clip], share: float, seed: int) -> list[Clip]:
-    """Clips, with about this share of those of the split train in the split val, by whole components.
+    """Clips, with about this share of each class of the split train in the split val, by whole components.
 
     Which ones depends on the seed and on their names alone.
     """
@@ -71,11 +71,15 @@ def hold_out(clips: Sequence[Clip], share: float, seed: int) -> list[Clip]:
         name = clips[index].source_clip
         names[group] = min(names.get(group, name), name)
     drawn = sorted(names, key=lambda group: hashlib.sha256(f"{seed}:{names[group]}".encode()).digest())
-    sizes, total = Counter(groups), 0
+    labels: dict[int, Counter[int]] = {group: Counter() for group in drawn}
+    for group, index in zip(groups, train, strict=True):
+        labels[group][clips[index].label] += 1
+    wanted = {label: share * count for label, count in sum(labels.values(), Counter()).items()}
     chosen: set[int] = set()
+    taken: Counter[int] = Counter()
     for group in drawn:
-        if not chosen or total + sizes[group] / 2 <= share * len(train):
+        if all(taken[label] + count / 2 <= wanted[label] for label, count in labels[group].items()):
             chosen.add(group)
-            total += sizes[group]
+            taken += labels[group]
     held = {index for group, index in zip(groups, train, strict=True) if group in chosen}
     return [replace(clip, split="val") if index in held else clip for index, clip in enumerate(clips)]

@@ -50,11 +50,16 @@ def test_import_again_replaces_the_entry_in_place(workspace: Path, tmp_path: Pat
     tree = ffpp_tree(tmp_path / "ff")
     first = bring_in(workspace, "ffpp", tree)
     assert bring_in(workspace, "ffpp", tree).entry == first.entry
+    bring_in(workspace, "ffpp", tree, name="later")
     lines = (workspace / "params.yaml").read_text().splitlines()
     touch(tree / "original_sequences/youtube/c23/videos/000.mp4", "another")
     second = bring_in(workspace, "ffpp", tree)
     assert second.entry.digest != first.entry.digest
-    assert len((workspace / "params.yaml").read_text().splitlines()) == len(lines)
+    changed = (workspace / "params.yaml").read_text().splitlines()
+    assert [line for line in changed if line not in lines] == [
+        lines[changed.index("checks:") - 3].replace(first.entry.digest, second.entry.digest)
+    ]
+    assert len(changed) == len(lines)
     assert load_settings(workspace / "params.yaml").datasets["mine"] == second.entry
 
 
@@ -162,3 +167,20 @@ def test_a_video_in_two_splits_of_one_dataset_is_refused(workspace: Path, tmp_pa
         bring_in(workspace, "deepfakebench", manifest, root=tmp_path / "bench", role="train")
     found = bring_in(workspace, "deepfakebench", manifest, root=tmp_path / "bench")
     assert found.entry.splits == ("test",)
+
+
+def test_a_train_set_can_hold_out_its_own_val(workspace: Path, tmp_path: Path) -> None:
+    """Celeb-DF in DeepfakeBench: val is test."""
+    tree = {"set": {key: {"train": {}, "val": {}, "test": {}} for key in ("set_Real", "set_Fake")}}
+    for key, splits in tree["set"].items():
+        for number in range(20):
+            video = {"label": key, "frames": [f"{key}/{number}/0.png"]}
+            splits["train"][f"{number}"] = video  # type: ignore[index]
+            if number < 3:
+                splits["val"][f"{number}"] = splits["test"][f"{number}"] = video  # type: ignore[index]
+    manifest = store_manifest(tmp_path / "bench", tree)
+    found = bring_in(workspace, "deepfakebench", manifest, root=tmp_path / "bench", role="train", splits=("train",))
+    assert found.entry.splits == ("train", "val")
+    counts = {split: sum(n for (name, _), n in found.videos.items() if name == split) for split in ("train", "val")}
+    assert counts == {"train": 34, "val": 6}
+    assert found.notes["videos of the layout's val excluded (--splits train)"] == 6

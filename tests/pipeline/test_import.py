@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import cv2
@@ -16,7 +18,8 @@ from masm.data.procedural import draw_face
 from masm.data.table import read_failures, read_table
 from masm.data.versions import digests
 from masm.settings import load_settings
-from tests.pipeline.workspace import make_workspace
+from tests.conftest import ROOT
+from tests.pipeline.workspace import make_workspace, run
 
 VIDEOS, FRAMES, TAKEN = 6, 12, 4
 SPREAD = [1, 4, 7, 10]
@@ -48,15 +51,20 @@ def benchmark(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def masm_data(folder: Path, *command: str) -> str:
+    """The output of `masm data`."""
+    main = ("-c", "from masm.cli import main; main()", "data", *command, "--params", str(folder / "params.yaml"))
+    result = run(sys.executable, *main, folder=folder.parent, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
 @pytest.mark.slow
 def test_crops_become_a_table_that_dvc_knows(benchmark: Path, tmp_path: Path) -> None:
     changes = {"crop.size": 96, "crop.video_frames": TAKEN, "checks.coverage": 0.9}
     folder = make_workspace(tmp_path / "workspace", changes)
-    command = ["data", "import", str(benchmark / "UADFV.json"), "--layout", "deepfakebench", "--name", "uadfv"]
-    params = ["--params", str(folder / "params.yaml")]
-    result = CliRunner().invoke(app, [*command, *params])
-    assert result.exit_code == 0, result.output
-    assert "144 files, 1 of them missing" in result.output
+    command = ("import", str(benchmark / "UADFV.json"), "--layout", "deepfakebench", "--name", "uadfv")
+    assert "144 files, 1 of them missing" in masm_data(folder, *command)
 
     settings = load_settings(folder / "params.yaml")
     rows = read_table(settings.table("uadfv")).to_pandas()
@@ -82,8 +90,7 @@ def test_crops_become_a_table_that_dvc_knows(benchmark: Path, tmp_path: Path) ->
     only = settings.model_copy(update={"datasets": {"uadfv": settings.datasets["uadfv"]}})
     former = digests(only)["uadfv"]
 
-    exported = CliRunner().invoke(app, ["data", "export", "uadfv", str(tmp_path / "out"), *params])
-    assert exported.exit_code == 0, exported.output
+    masm_data(folder, "export", "uadfv", str(tmp_path / "out"))
     tree = json.loads((tmp_path / "out" / "uadfv.json").read_text())
     videos = tree["uadfv"]["uadfv_Real"]["test"]
     assert sorted(videos) == [f"{person:04d}" for person in range(VIDEOS)]
@@ -92,8 +99,7 @@ def test_crops_become_a_table_that_dvc_knows(benchmark: Path, tmp_path: Path) ->
 
     frames = benchmark / "UADFV" / "UADFV_Real" / "frames" / "0001"
     (frames / f"{SPREAD[1]}.png").write_bytes((frames / f"{SPREAD[2]}.png").read_bytes())
-    result = CliRunner().invoke(app, [*command, *params])
-    assert result.exit_code == 0, result.output
+    masm_data(folder, *command)
     assert digests(only)["uadfv"] != former
 
 

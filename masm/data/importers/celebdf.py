@@ -20,7 +20,7 @@ def _read(source: Source, notes: Notes) -> Iterator[Clip]:
         absent = {path for path in listed if path.parent.name == folder} - set(there)
         for file in sorted({*there, *absent}):
             method = "Celeb-synthesis" if label else "real"
-            known = provenance("Celeb-DF", file.stem, label)
+            known = provenance("Celeb-DF", file.stem, method)
             yield Clip(
                 video_id=file.stem,
                 split="test" if file in listed else "train",

@@ -78,7 +78,7 @@ def _clip(source: Source, notes: Notes, keys: str, split: str, compression: str,
     dataset, key = keys.split("/", 1)
     label = int(re.search("real$", key, re.IGNORECASE) is None)
     method = METHODS.get(key, re.sub("_fake$", "", key, flags=re.IGNORECASE)) if label else "real"
-    known = provenance(_origin(dataset), name, label)
+    known = provenance(_origin(dataset), name, method)
     return Clip(
         video_id=name,
         split=split,

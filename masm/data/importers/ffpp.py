@@ -53,7 +53,7 @@ def _clips(source: Source, notes: Notes, origin: str, reals: str, methods: dict[
             continue
         for file in files_below(videos, VIDEO_SUFFIXES, notes):
             label = int(method != "real")
-            known = provenance(origin, file.stem, label)
+            known = provenance(origin, file.stem, method)
             mask = folder / "masks" / "videos" / file.name
             yield Clip(
                 video_id=file.stem,

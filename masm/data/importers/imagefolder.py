@@ -7,6 +7,7 @@ from pathlib import Path
 
 from masm.data.images import IMAGE_SUFFIXES
 from masm.data.importers.layout import SPLITS, Layout, Notes, Source, files_below, photographed
+from masm.data.importers.provenance import provenance
 from masm.data.index import Clip
 from masm.errors import UserError
 
@@ -41,16 +42,16 @@ def _class(source: Source, notes: Notes, split: str, kind: str) -> Iterator[Clip
 
 def _clip(source: Source, split: str, kind: str, method: str, video: str, frames: tuple[Path, ...]) -> Clip:
     label = CLASSES[kind]
-    own = f"{source.name}:{video}"
+    known = provenance(source.name, video, method if label else "real")
     return Clip(
         video_id=video,
         split=split,
         label=label,
         method=method if label else "real",
         family="unknown" if label else "real",
-        identity=None,
-        source_clip=own,
-        sources=() if label else (own,),
+        identity=known.identity,
+        source_clip=known.source_clip,
+        sources=known.sources,
         compression="unknown",
         files=frames,
     )

@@ -48,7 +48,7 @@ def _read(source: Source, notes: Notes) -> Iterator[Clip]:
 def _clip(split: str, dataset: str, kind: str, video: str, frames: tuple[Path, ...]) -> Clip:
     label = int("real" not in kind.lower())
     method = kind if label else "real"
-    known = provenance(ORIGINS.get(dataset, dataset), video, label)
+    known = provenance(ORIGINS.get(dataset, dataset), video, method)
     return Clip(
         video_id=video,
         split=split,

@@ -35,13 +35,13 @@ class Provenance:
     sources: tuple[str, ...]
 
 
-def provenance(origin: str, video: str, label: int) -> Provenance:
-    """What a video's name says; where it says nothing, its source clip is itself.
+def provenance(origin: str, video: str, method: str) -> Provenance:
+    """What a video's name says; where it says nothing, its source clip is itself, even if a real has its name.
 
     Args:
         origin: "FF++", "Celeb-DF", "DFD", or any other, whose names say nothing.
         video: its name without suffix.
-        label: 0 real, 1 fake.
+        method: the forgery; "real" for reals.
     """
     if origin == "FF++" and re.fullmatch(r"\d{3}(_\d{3})?", video):
         recordings = tuple(f"FF++:{SAME_RECORDING.get(clip, clip)}" for clip in video.split("_"))
@@ -54,5 +54,6 @@ def provenance(origin: str, video: str, label: int) -> Provenance:
         return Provenance(f"DFD:{match[1]}", clip, (clip,))
     if origin == "DFD" and (match := re.fullmatch(r"(\d+)__.+", video)):
         return Provenance(f"DFD:{match[1]}", f"DFD:{video}", (f"DFD:{video}",))
-    own = f"{origin}:{video}"
-    return Provenance(None, own, () if label else (own,))
+    if method == "real":
+        return Provenance(None, f"{origin}:{video}", (f"{origin}:{video}",))
+    return Provenance(None, f"{origin}:{method}/{video}", ())

@@ -55,10 +55,10 @@ def test_separators_do_not_matter_and_are_counted(tmp_path: Path, separator: str
         ("simswap_ff", "simswap_Fake", "012_026", (1, "simswap", None, "FF++:012")),
         ("unreal_cdf", "unreal_Fake", "id2_0001", (1, "unreal", "Celeb-DF:id2", "Celeb-DF:id2_0001")),
         ("simswap_cdf", "simswap_Real", "id2_0001", (0, "real", "Celeb-DF:id2", "Celeb-DF:id2_0001")),
-        ("DFDCP", "DFDCP_FakeB", "123_B_001", (1, "FakeB", None, "DFDCP:123_B_001")),
+        ("DFDCP", "DFDCP_FakeB", "123_B_001", (1, "FakeB", None, "DFDCP:FakeB/123_B_001")),
         ("DeepFakeDetection", "DFD_fake", "01_02__kitchen_pan__YVGY8LOK", (1, "DFD", "DFD:01", "DFD:01__kitchen_pan")),
         ("DeepFakeDetection", "DFD_real", "01__kitchen_pan", (0, "real", "DFD:01", "DFD:01__kitchen_pan")),
-        ("UADFV", "UADFV_Fake", "0012", (1, "UADFV", None, "UADFV:0012")),
+        ("UADFV", "UADFV_Fake", "0012", (1, "UADFV", None, "UADFV:UADFV/0012")),
     ],
 )  # fmt: skip
 def test_the_names_of_each_dataset(tmp_path: Path, dataset: str, key: str, video: str, expected: object) -> None:
