@@ -40,7 +40,7 @@ def write_findings(path: Path, datasets: Sequence[str], findings: Sequence[Findi
 
 
 def confounded_datasets(path: Path) -> dict[str, str]:
-    """Datasets whose reals and fakes come from different sources -> the signs of it.
+    """Datasets whose reals and fakes come from different sources -> the first sign of it, and how many more there are.
 
     Args:
         path: checks.json.
@@ -49,4 +49,4 @@ def confounded_datasets(path: Path) -> dict[str, str]:
     for finding in json.loads(path.read_text())["findings"]:
         if finding["check"] == "confounding":
             signs.setdefault(finding["dataset"], []).append(finding["text"])
-    return {dataset: "; ".join(texts) for dataset, texts in signs.items()}
+    return {dataset: texts[0] + (f"; {len(texts) - 1} more" if texts[1:] else "") for dataset, texts in signs.items()}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from masm.data.checks import ALL, methods_of, run_checks
-from masm.data.findings import Finding, confounded_datasets
+from masm.data.findings import Finding, confounded_datasets, write_findings
 from masm.data.index import Clip, IndexedClip, write_index
 from masm.errors import CheckFailed
 from masm.settings import Settings
@@ -139,3 +139,10 @@ def test_methods_of_an_imported_dataset_are_those_of_its_index(tmp_path: Path) -
     settings = make_settings(tmp_path, {"judge": entry, "made": {"role": "test", **FORGED}})
     assert methods_of(settings, "judge") == ["DF", "NT"]
     assert methods_of(settings, "made") == ["swap"]
+
+
+def test_the_first_of_many_signs_stands_for_all(tmp_path: Path) -> None:
+    """The verdict quotes it in a tag, which must stay short."""
+    signs = [Finding("confounding", "warning", "judge", f"sign {number}") for number in range(40)]
+    write_findings(tmp_path / "checks.json", ["judge"], [*signs, Finding("person", "error", ALL, "somebody")])
+    assert confounded_datasets(tmp_path / "checks.json") == {"judge": "sign 0; 39 more"}
