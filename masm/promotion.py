@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 
 import pandas as pd
 
@@ -31,6 +31,14 @@ class Verdict:
     def word(self) -> str:
         """The verdict as it stands in tags."""
         return "promoted" if self.promoted else "held"
+
+    def without(self, left_out: Mapping[str, str]) -> Verdict:
+        """The same verdict, its reason saying which test datasets could not decide, and why."""
+        said = [
+            f"; {dataset} could not decide, as its reals and fakes come from different sources ({signs})"
+            for dataset, signs in left_out.items()
+        ]
+        return replace(self, reason=self.reason + "".join(said))
 
     def summary(self) -> dict[str, str | float]:
         """Verdict, reason and figures, flat; what is undefined or was not compared is left out."""
@@ -73,7 +81,9 @@ def compare(
     new, old = (estimate_macro_video_auc(scores, datasets, draws, seed) for scores in (challenger, champion))
     figures = f"mean video AUC {number(new.value)} against {number(old.value)} of {champion_name}"
     if not math.isfinite(difference.value):
-        return Verdict(False, "no test dataset has both classes: nothing to compare on", new, old, difference)
+        return Verdict(
+            False, "no test dataset that can decide has both classes: nothing to compare on", new, old, difference
+        )
     if abs(difference.value) <= ROUNDING:
         return Verdict(False, f"a tie keeps the champion: {figures}", new, old, difference)
     better = difference.value > 0

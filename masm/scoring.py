@@ -51,6 +51,7 @@ def _score_table(
                 progress(len(rows))
     scored = pd.concat(parts, ignore_index=True).assign(outcome="ok")
     failed = read_failures(settings.table(dataset)).to_pandas()
+    failed = failed[failed["frame_index"].isna()]  # of a video that gave faces, a lost frame is no row
     if failed.empty:
         return scored
     failed = failed.assign(frame_index=-1, score=np.nan)

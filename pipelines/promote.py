@@ -17,6 +17,7 @@ from rich.console import Console
 
 from masm import registry
 from masm.data.faces import CropProfile
+from masm.data.findings import confounded_datasets
 from masm.data.profile import crop_profile, detector_weights
 from masm.data.table import table_shards
 from masm.data.versions import digests
@@ -40,6 +41,7 @@ class Results:
     training: dict[str, Any]
     metrics: dict[str, float]
     scores: pd.DataFrame
+    confounded: dict[str, str]
 
 
 def main(settings: Settings) -> None:
@@ -50,7 +52,7 @@ def main(settings: Settings) -> None:
     client = registry.connect(settings.mlflow)
     with console.status("promote: compare with the champion"):
         champion = registry.champion(client, settings.mlflow.model)
-        verdict = judge(settings, results.scores, tags, champion)
+        verdict = judge(settings, results, tags, champion)
     with console.status("promote: record the run and its model"):
         run = registry.log_run(make_record(settings, results, tags), model_files(settings, results.detector))
         version = registry.register(client, settings.mlflow.model, run, tags, verdict)
@@ -79,6 +81,7 @@ def read_results(root: Path) -> Results:
         "metrics": "reports/metrics.json",
         "scores": "reports/scores.parquet",
         "report": "reports/report.html",
+        "checks": "reports/checks.json",
     }
     files = {key: root / name for key, name in names.items()}
     for path in (root / "models" / "detector" / "detector.json", *files.values()):
@@ -87,15 +90,29 @@ def read_results(root: Path) -> Results:
     training, metrics = (json.loads(files[key].read_text()) for key in ("training", "metrics"))
     scores = pd.read_parquet(files["scores"])
     adapted = scores[scores["model"] == "adapted"]
-    return Results(root / "models" / "detector", tuple(files.values()), training, metrics, adapted)
+    confounded = confounded_datasets(files["checks"])
+    return Results(root / "models" / "detector", tuple(files.values()), training, metrics, adapted, confounded)
 
 
-def judge(settings: Settings, scores: pd.DataFrame, tags: dict[str, str], champion: ModelVersion | None) -> Verdict:
+def judge(settings: Settings, results: Results, tags: dict[str, str], champion: ModelVersion | None) -> Verdict:
     """Compare a new model's test scores with the champion's, on the same data.
+
+    A dataset whose reals and fakes come from different sources measures these, and is left out.
+    """
+    tests = settings.with_role("test")
+    left_out = {name: results.confounded[name] for name in tests if name in results.confounded}
+    deciding = [name for name in tests if name not in left_out]
+    return _judge_on(settings, deciding, results.scores, tags, champion).without(left_out)
+
+
+def _judge_on(
+    settings: Settings, tests: list[str], scores: pd.DataFrame, tags: dict[str, str], champion: ModelVersion | None
+) -> Verdict:
+    """Compare on these test datasets.
 
     A champion that was judged on other data, or by other rules, is scored again on the present tables.
     """
-    tests, draws, seed = settings.with_role("test"), settings.evaluate.draws, settings.seed
+    draws, seed = settings.evaluate.draws, settings.seed
     if champion is None:
         figure = estimate_macro_video_auc(scores, tests, draws, seed)
         return Verdict(True, "there is no champion yet to compare with", figure)

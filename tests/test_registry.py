@@ -31,6 +31,7 @@ from tests.serving.workspace import (
     save,
     tiny_detector,
     use_detector,
+    use_findings,
     use_scores,
 )
 
@@ -137,6 +138,39 @@ def test_version_that_is_not_better_stays_challenger(settings: Settings, change:
     assert roles(settings) == {2: ("challenger",), 1: ("champion",)}
     client = registry.connect(settings.mlflow)
     assert registry.PREVIOUS_CHAMPION not in client.get_model_version(settings.mlflow.model, "1").tags
+
+
+def better_on(dataset: str, scores: pd.DataFrame) -> pd.DataFrame:
+    """The same scores, perfect on this dataset and upside down on the others."""
+    return pd.concat([shifted(part, 20 if name == dataset else -20) for name, part in scores.groupby("dataset")])
+
+
+@pytest.mark.parametrize(("measures_its_source", "verdict"), [("upsample", "held"), ("denoise", "promoted")])
+def test_dataset_whose_classes_have_different_sources_does_not_decide(
+    settings: Settings, measures_its_source: str, verdict: str
+) -> None:
+    use_findings(settings.root, {measures_its_source: "fake: none of its 12 videos was made from the reals"})
+    scores = use_detector(settings, tiny_detector(0))
+    first = run_promote(settings)
+    (deciding,) = set(TESTS) - {measures_its_source}
+    assert first["video_auc"] == pytest.approx(area_under_curve(*_labels_and_scores(scores, deciding)))
+    use_scores(settings, better_on("upsample", scores))
+    report = run_promote(settings)
+    assert report["verdict"] == verdict
+    assert report["video_auc"] == (1.0 if verdict == "promoted" else 0.0)
+    assert f"{measures_its_source} could not decide" in report["reason"]
+    assert "none of its 12 videos was made from the reals" in report["reason"]
+
+
+def test_nothing_is_promoted_over_a_champion_where_no_dataset_can_decide(settings: Settings) -> None:
+    scores = use_detector(settings, tiny_detector(0))
+    use_findings(settings.root, dict.fromkeys(TESTS, "of none of its videos is it known what it was made from"))
+    run_promote(settings)
+    use_scores(settings, shifted(scores, 10))
+    report = run_promote(settings)
+    assert (report["verdict"], report["aliases"]) == ("held", ["challenger"])
+    assert "no test dataset that can decide" in report["reason"]
+    assert "video_auc" not in report
 
 
 def test_champion_judged_on_other_data_is_scored_again(settings: Settings) -> None:

@@ -222,8 +222,8 @@ def test_mistakes_end_with_one_message(
     edit(restored / "params.yaml", change)
     arguments = [stage, "denoise"] if stage == "ingest" else [stage]
     command = [sys.executable, "-m", f"pipelines.{arguments[0]}", *arguments[1:]]
-    docs = restored / "reports" / "data_docs"
-    kept = {path: path.read_bytes() for path in docs.rglob("*.html")} if stage == "validate" else {}
+    docs, checks = restored / "reports" / "data_docs", restored / "reports" / "checks.json"
+    kept = {path: path.read_bytes() for path in (checks, *docs.rglob("*.html"))} if stage == "validate" else {}
     ended = run(*command, folder=restored, environment=environment)
     for path in [path for path in docs.rglob("*.html") if kept]:
         path.unlink()

@@ -18,6 +18,7 @@ import yaml
 from masm.adapters import AdapterSettings
 from masm.backbones import Backbone, build_backbone
 from masm.data.faces import CropProfile
+from masm.data.findings import Finding, write_findings
 from masm.data.table import SCHEMA, write_table
 from masm.detector import Detector
 from masm.scoring import score
@@ -25,7 +26,7 @@ from masm.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
-PROFILE = CropProfile("given", SIZE, 1.3, None)
+PROFILE = CropProfile("given", SIZE, 1.3, None, frames=32)
 TESTS = ("upsample", "denoise")
 
 
@@ -108,6 +109,13 @@ def _write_outputs(root: Path) -> None:
     (root / "search" / "best.json").write_text(json.dumps(found))
     (root / "reports" / "metrics.json").write_text(json.dumps({"adapted.macro.video_auc": 0.75}))
     (root / "reports" / "report.html").write_text("<p>report</p>")
+    use_findings(root, {})
+
+
+def use_findings(root: Path, confounded: dict[str, str]) -> None:
+    """Write checks.json as the stage `validate` does, with these datasets and the signs found in them."""
+    findings = [Finding("confounding", "warning", dataset, sign) for dataset, sign in confounded.items()]
+    write_findings(root / "reports" / "checks.json", TESTS, findings)
 
 
 def lock_data(root: Path, digests: dict[str, str]) -> None:

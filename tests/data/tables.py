@@ -1,0 +1,85 @@
+"""Face tables of noise, for what looks at names and hashes alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from masm.data.table import SCHEMA_VERSION, write_table
+from masm.settings import Settings, load_settings
+from tests.conftest import ROOT
+from tests.pipeline.workspace import edit
+
+Row = dict[str, Any]
+FORGED = {"camera": "compact", "forgeries": ["swap"]}
+DATASETS: dict[str, dict[str, Any]] = {
+    "learn": {"role": "train", **FORGED},
+    "tune": {"role": "validate", **FORGED},
+    "judge": {"role": "test", **FORGED},
+    "again": {"role": "test", **FORGED},
+}
+SPLITS = {"learn": ("train", "val"), "tune": ("val",), "judge": ("test",), "again": ("test",)}
+RECORDINGS, FRAMES = 4, 2
+
+
+def row(dataset: str, split: str, recording: str, method: str, frame: int) -> Row:
+    """A frame whose hashes are those of its name, so that no two look alike."""
+    name = f"{dataset}/{method}/{recording}/{frame}"
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    return {
+        "sample_id": name,
+        "dataset": dataset,
+        "split": split,
+        "label": int(method != "real"),
+        "method": method,
+        "family": method,
+        "video_id": recording,
+        "frame_index": frame,
+        "track_id": 0,
+        "sources": [recording],
+        "source_clip": recording,
+        "identity": f"person of {recording}",
+        "compression": "jpeg-90",
+        "width": 64,
+        "height": 64,
+        "bbox": [0.0, 0.0, 1.0, 1.0],
+        "landmarks": None,
+        "mask": None,
+        "forge_parameters": None,
+        "attributes": [("camera", "compact")],
+        "image": digest.encode(),
+        "sha256": digest,
+        "phash": digest[-16:],
+        "profile": "p",
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def sound_rows(dataset: str) -> list[Row]:
+    """Real and fake frames of the recordings of a dataset; judge and again have the same recordings."""
+    prefix = "judge" if dataset == "again" else dataset
+    return [
+        row(dataset, split, f"{prefix}-{split}-{number}", method, frame)
+        for split in SPLITS[dataset]
+        for number in range(RECORDINGS)
+        for method in ("real", "swap")
+        for frame in range(FRAMES)
+    ]
+
+
+def make_settings(folder: Path, datasets: Mapping[str, Any] = DATASETS, **changes: Any) -> Settings:
+    """The shipped settings with other datasets; `__` in a name stands for a dot."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    dotted = {name.replace("__", "."): value for name, value in changes.items()}
+    edit(folder / "params.yaml", {"datasets": dict(datasets), **dotted})
+    return load_settings(folder / "params.yaml")
+
+
+def write_tables(settings: Settings, change: Callable[[Row], Row | None] = lambda found: {}) -> None:
+    """Write sound tables, each row with the columns that `change` gives in place of its own; None leaves it out."""
+    for dataset in settings.datasets:
+        changed = [(found, change(found)) for found in sound_rows(dataset)]
+        write_table(settings.table(dataset), [found | new for found, new in changed if new is not None], [])
