@@ -55,7 +55,7 @@ def _origin(reals: pd.DataFrame, fakes: pd.DataFrame) -> Iterator[str]:
 
 
 def _properties(reals: pd.DataFrame, fakes: pd.DataFrame, limit: float) -> Iterator[str]:
-    names = ["compression", "size", *(name for name in reals if name.startswith("attribute "))]
+    names = ["compression", "size", *(name for name in map(str, reals) if name.startswith("attribute "))]
     for name in names:
         real, fake = reals[name].dropna(), fakes[name].dropna()
         # What only one class has describes how it was made, not where it came from.

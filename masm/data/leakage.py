@@ -197,12 +197,12 @@ def _alike(frames: Frames, nearest: np.ndarray, radius: int) -> list[str]:
         }
     )
     video = ["place", "video"]
-    sizes = pd.DataFrame({name: getattr(frames, name) for name in video}).value_counts()
     counts = votes.groupby([*video, "other_place", "other_dataset", "other_recording"]).agg(
         frames=("here", "size"), here=("here", "first"), there=("there", "first")
     )
-    whole = sizes.reindex(counts.index.droplevel([2, 3, 4])).to_numpy()
-    chosen = counts[2 * counts["frames"] >= whole]
+    sizes = pd.DataFrame({name: getattr(frames, name) for name in video}).value_counts().rename("whole")
+    judged = counts.reset_index().merge(sizes.reset_index(), on=video)
+    chosen = judged[2 * judged["frames"] >= judged["whole"]]
     pairs = {
         tuple(sorted((frames.describe(one), frames.describe(other))))
         for one, other in zip(chosen["here"], chosen["there"], strict=True)
