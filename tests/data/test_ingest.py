@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -98,6 +99,25 @@ def test_the_stored_crop_is_the_serving_crop(ingested: Settings) -> None:
     plain = crop(task.photograph.face().image, np.array(row["bbox"]), make_recipe(ingested, "denoise").profile)
     best = min(np.abs(image.astype(int) - one.astype(int)).mean() for one in (plain, plain[:, ::-1]))
     assert best < 25  # the same face, but for jitter, noise and compression
+
+
+def test_aligned_crops_go_by_the_landmarks(ingested: Settings) -> None:
+    """The faces that are held most at a slant look more like the aligned crop than like the plain one."""
+    recipe = make_recipe(ingested, "denoise")
+    aligned = replace(recipe, profile=replace(recipe.profile, alignment="landmarks"))
+    distances = []
+    for task in make_tasks(ingested, "denoise"):
+        face = task.photograph.face()
+        image = cv2.imdecode(
+            np.frombuffer(ingest_photograph(aligned, task).rows[0]["image"], np.uint8), cv2.IMREAD_COLOR_RGB
+        )
+        assert face.landmarks is not None
+        eyes = face.landmarks[1] - face.landmarks[0]
+        crops = [crop(face.image, face.box, one.profile, landmarks=face.landmarks) for one in (aligned, recipe)]
+        errors = [min(np.abs(image.astype(int) - view).mean() for view in (one, one[:, ::-1])) for one in crops]
+        distances.append((abs(eyes[1] / eyes[0]), *errors))
+    _, to_aligned, to_plain = np.transpose(sorted(distances)[-4:])
+    assert to_aligned.mean() < to_plain.mean()
 
 
 def test_donors_are_other_people_of_the_same_place(ingested: Settings) -> None:

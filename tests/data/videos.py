@@ -35,7 +35,8 @@ def write_video(
         if times is not None:
             stream.codec_context.time_base = stream.time_base = Fraction(1, 1000)
         for number, image in enumerate(frames):
-            stream.height, stream.width = image.shape[:2]
+            if number == 0:
+                stream.height, stream.width = image.shape[:2]
             frame = av.VideoFrame.from_ndarray(image, "rgb24")
             frame.time_base = Fraction(1, 25) if times is None else Fraction(1, 1000)
             frame.pts = number if times is None else times[number]
