@@ -121,3 +121,9 @@ def test_fingerprint_depends_on_every_setting(tmp_path: Path) -> None:
     assert fingerprint(former) == fingerprint(load_settings(write(tmp_path)).train)
     assert fingerprint(former) != fingerprint(changed)
     assert fingerprint(former, "a") != fingerprint(former, "b")
+
+
+def test_a_detector_without_landmarks_does_not_align(tmp_path: Path) -> None:
+    path = write(tmp_path, {"crop.detector": "cascade", "crop.alignment": "landmarks"})
+    with pytest.raises(UserError, match="alignment 'landmarks' needs detector 'yunet'"):
+        load_settings(path)

@@ -134,26 +134,26 @@ def _sample(
     for number, picture in clip.read(numbers):
         mask = next(masks)[1] if number in cover.numbers else None
         try:
-            samples.append(_find_faces(cropper, number, picture, mask))
+            samples.append(_find_faces(cropper, number, _sound(picture), None if mask is None else _sound(mask)))
         except ImageError as error:
             failures.append(FrameFailure(number, "unreadable", str(error)))
     return samples, failures
 
 
-def _find_faces(
-    cropper: FaceCropper, number: int, picture: np.ndarray | ImageError, mask: np.ndarray | ImageError | None
-) -> _Sample:
-    for part in (picture, mask):
-        if isinstance(part, ImageError):
-            raise part
+def _sound(picture: np.ndarray | ImageError) -> np.ndarray:
+    if isinstance(picture, ImageError):
+        raise picture
+    return picture
+
+
+def _find_faces(cropper: FaceCropper, number: int, picture: np.ndarray, mask: np.ndarray | None) -> _Sample:
+    found = cropper.detect(picture)
     if mask is None:
-        faces = [_Face(found, cropper.cut(picture, found), None, 0.0) for found in cropper.detect(picture)]
-        return _Sample(number, faces, masked=False)
+        return _Sample(number, [_Face(face, cropper.cut(picture, face), None, 0.0) for face in found], masked=False)
     grey = cv2.resize(cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     forged = grey >= MASKED
     faces = [
-        _Face(found, cropper.cut(picture, found), cropper.cut(grey, found), _overlap(found.box, forged))
-        for found in cropper.detect(picture)
+        _Face(face, cropper.cut(picture, face), cropper.cut(grey, face), _overlap(face.box, forged)) for face in found
     ]
     return _Sample(number, faces, masked=bool(forged.any()))
 

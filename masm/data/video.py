@@ -144,7 +144,7 @@ class Video:
         try:
             if self._path.stat().st_size == 0:
                 raise Unusable("unreadable", "empty file")
-            self._container: InputContainer = self._av.open(str(self._path))
+            self._container: InputContainer = self._av.open(str(self._path), metadata_errors="ignore")
         except (self._av.FFmpegError, OSError) as error:
             raise Unusable("unreadable", f"cannot be opened as a video: {error.strerror}") from None
         # The cover picture of a piece of music is a stream of video too.
@@ -154,6 +154,9 @@ class Video:
             self.close()
             raise Unusable("unreadable", "no video in the file")
         self._stream: VideoStream = streams[0]
+        if self._stream.codec_context is None:
+            self.close()
+            raise Unusable("unreadable", "the video is coded in a way that PyAV does not know")
         self._stream.codec_context.thread_count = 1  # many videos at a time, one in each process
 
     def _read_times(self) -> int:
@@ -163,13 +166,12 @@ class Video:
         shown = [(pts, is_key) for pts, is_key, hidden in stored if not hidden]
         if not shown:
             raise Unusable("unreadable", "no frame in the file")
-        self._counted = any(pts is None for pts, _ in shown)
-        """Whether the file, an AVI, does not say when frames are shown: they are counted from the first one."""
-        if self._counted:
-            self._times, self._keys = list(range(len(shown))), [0]
-        else:
-            self._times = sorted({pts for pts, _ in shown})
-            self._keys = sorted({self._times[0], *(pts for pts, is_key in shown if is_key)})
+        times = {pts for pts, _ in shown if pts is not None}
+        self._counted = len(times) < len(shown)
+        """Whether the file, an AVI, does not say when each frame is shown: they are counted from the first one."""
+        self._times = list(range(len(shown))) if self._counted else sorted(times)
+        keys = {pts for pts, is_key in shown if is_key and pts is not None}
+        self._keys = [0] if self._counted else sorted({self._times[0], *keys})
         self._enterable = not self._counted
         """Whether decoding may begin at a key frame: until an attempt ends elsewhere."""
         listed = self._stream.frames if "mp4" in self._container.format.name else 0
@@ -183,13 +185,14 @@ class Video:
     def _frames_from(self, start: int) -> Iterator[_Timed]:
         """Decode from a key frame on; from the first one where a file cannot be entered at the one asked for."""
         if self._enterable:
-            self._container.seek(start, stream=self._stream)
-            frames = self._decode()
-            first = next(frames, None)
-            if first is not None and first.time <= start:
-                yield first
-                yield from frames
-                return
+            with suppress(self._av.FFmpegError):
+                self._container.seek(start, stream=self._stream)
+                frames = self._decode()
+                first = next(frames, None)
+                if first is not None and first.time <= start:
+                    yield first
+                    yield from frames
+                    return
             self._enterable, self._keys = False, self._keys[:1]
         self.close()
         self._open()

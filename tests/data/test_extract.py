@@ -229,6 +229,22 @@ class TestWholeClip:
         assert (caught.value.outcome, caught.value.reason) == ("unreadable", "0.png: No such file or directory")
 
 
+def test_drawn_people_through_the_cascade(tmp_path: Path) -> None:
+    """Without photographs and YuNet's file: the same way with the embedded people and detector."""
+    faces = [draw_face(0, person, 0, 220).image for person in (0, 1)]
+    frames = [scene({(20 + number, 40): faces[0], (360 - number, 50): faces[1]}) for number in range(COUNT)]
+    path = write_video(tmp_path / "a.mp4", [*frames, *(scene({(60, 40): faces[0]}) for _ in range(COUNT // 2))])
+    profile = make_profile("cascade", 64, 1.3, frames=FRAMES)
+    found = extract([path], [], profile, None)
+    assert len(found.frames) + len(found.failures) == FRAMES
+    assert len(found.frames) >= FRAMES - 2
+    assert max(centres(found)) < 240  # the left one, who stays
+    everything = decode_all(path)
+    for frame in found.frames:
+        np.testing.assert_array_equal(frame.image, crop(everything[frame.frame_index], frame.box, profile))
+        assert frame.landmarks is None
+
+
 def test_crops_that_are_given_are_taken_whole(tmp_path: Path) -> None:
     """DeepfakeBench's aligned crops, 32 pictures of a face each."""
     files, masks = [], []

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,25 @@ def test_the_stored_crop_is_the_serving_crop(ingested: Settings) -> None:
     plain = crop(task.photograph.face().image, np.array(row["bbox"]), make_recipe(ingested, "denoise").profile)
     best = min(np.abs(image.astype(int) - one.astype(int)).mean() for one in (plain, plain[:, ::-1]))
     assert best < 25  # the same face, but for jitter, noise and compression
+
+
+def test_aligned_crops_go_by_the_landmarks(ingested: Settings) -> None:
+    """The faces that are held most at a slant look more like the aligned crop than like the plain one."""
+    recipe = make_recipe(ingested, "denoise")
+    aligned = replace(recipe, profile=replace(recipe.profile, alignment="landmarks"))
+    distances = []
+    for task in make_tasks(ingested, "denoise"):
+        face = task.photograph.face()
+        image = cv2.imdecode(
+            np.frombuffer(replace(task, recipe=aligned).run().rows[0]["image"], np.uint8), cv2.IMREAD_COLOR_RGB
+        )
+        assert face.landmarks is not None
+        eyes = face.landmarks[1] - face.landmarks[0]
+        crops = [crop(face.image, face.box, one.profile, landmarks=face.landmarks) for one in (aligned, recipe)]
+        errors = [min(np.abs(image.astype(int) - view).mean() for view in (one, one[:, ::-1])) for one in crops]
+        distances.append((abs(eyes[1] / eyes[0]), *errors))
+    _, to_aligned, to_plain = np.transpose(sorted(distances)[-4:])
+    assert to_aligned.mean() < to_plain.mean()
 
 
 def test_donors_are_other_people_of_the_same_place(ingested: Settings) -> None:

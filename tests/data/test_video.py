@@ -167,6 +167,25 @@ class TestDamage:
         assert caught.value.outcome == "unreadable"
         assert reason in caught.value.reason
 
+    @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts"])
+    def test_whatever_the_damage_there_is_a_reason_or_a_frame(self, tmp_path: Path, name: str) -> None:
+        path = write_video(tmp_path / name, numbered(12), codec="mpeg4" if name == "a.avi" else "libx264")
+        whole, rng = path.read_bytes(), np.random.default_rng(0)
+        frames = 0
+        for _ in range(60):
+            data = bytearray(whole)
+            for place in rng.integers(0, len(data), 3):
+                data[place] = rng.integers(0, 256)
+            path.write_bytes(data)
+            try:
+                video = Video(path)
+            except Unusable:
+                continue
+            found = list(video.read(video.numbers[:50]))
+            frames += sum(isinstance(image, np.ndarray) for _, image in found)
+            video.close()
+        assert frames > 0
+
     def test_the_table_at_the_end_is_gone(self, tmp_path: Path) -> None:
         path = write_video(tmp_path / "a.mp4", numbered(20))
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
