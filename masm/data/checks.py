@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from masm.data.confounding import COLUMNS as SOURCE_COLUMNS
 from masm.data.confounding import confounds
 from masm.data.findings import Finding
-from masm.data.leakage import look_alikes, read_frames, same_images, shared_names
+from masm.data.leakage import HEX, look_alikes, read_frames, same_images, shared_names
 from masm.data.table import read_table
 from masm.settings import ROLE_SPLITS, ForgedDataset, ImportedDataset, Settings, Severities
 
@@ -119,8 +119,7 @@ def _table_expectations(settings: Settings, dataset: str) -> list[Any]:
         gxe.ExpectColumnDistinctValuesToContainSet(column="label", value_set=[0, 1]),
         gxe.ExpectColumnValuesToBeBetween(column="width", min_value=size, max_value=size),
         gxe.ExpectColumnValuesToBeBetween(column="height", min_value=size, max_value=size),
-        gxe.ExpectColumnValuesToMatchRegex(column="sha256", regex="^[0-9a-f]{64}$"),
-        gxe.ExpectColumnValuesToMatchRegex(column="phash", regex="^[0-9a-f]{16}$"),
+        *(gxe.ExpectColumnValuesToMatchRegex(column=column, regex=regex) for column, regex in HEX.items()),
         gxe.ExpectColumnUniqueValueCountToBeBetween(column="profile", min_value=1, max_value=1),
         gxe.ExpectColumnValuesToBeBetween(column="frames per video", min_value=checks.min_frames),
         gxe.ExpectColumnValuesToBeBetween(column="videos per class", min_value=checks.min_videos),

@@ -11,7 +11,7 @@ of a video's frames look like one recording elsewhere, since single frames of tw
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ from masm.data.table import read_table
 from masm.settings import Settings
 
 Progress = Callable[[int, int], None]
+HEX = {"sha256": "^[0-9a-f]{64}$", "phash": "^[0-9a-f]{16}$"}
+"""What hashes look like."""
 
 
 def shared_names(settings: Settings) -> dict[str, list[str]]:
@@ -113,7 +115,7 @@ def read_frames(settings: Settings) -> Frames:
     tables, digests, hashes = [], [], []
     for dataset, entry in settings.datasets.items():
         rows = read_table(settings.table(dataset), columns).drop_null()
-        sound = [pc.match_substring_regex(rows[name], "^[0-9a-f]{16}") for name in ("sha256", "phash")]
+        sound = [pc.match_substring_regex(rows[name], pattern) for name, pattern in HEX.items()]
         rows = rows.filter(pc.and_kleene(*sound))
         named = {
             "place": pc.binary_join_element_wise(entry.role, rows["split"], "/"),
@@ -122,8 +124,8 @@ def read_frames(settings: Settings) -> Frames:
             "video": _video_names(rows),
         }
         tables.append(pa.table({name: pc.dictionary_encode(column) for name, column in named.items()}))
-        digests.append(_leading_bits(rows["sha256"]))
-        hashes.append(_leading_bits(rows["phash"]))
+        digests.append(hash_bits(pc.utf8_slice_codeunits(rows["sha256"], 0, 16).to_pylist()))
+        hashes.append(hash_bits(rows["phash"].to_pylist()))
     coded = pa.concat_tables(tables).unify_dictionaries()
     arrays = {name: coded[name].combine_chunks() for name in coded.column_names}
     return Frames(
@@ -134,11 +136,9 @@ def read_frames(settings: Settings) -> Frames:
     )
 
 
-def _leading_bits(digits: pa.ChunkedArray) -> np.ndarray:
-    """(N,) uint64: the first 16 hex digits of each."""
-    leading = pc.utf8_slice_codeunits(digits, 0, 16)
-    text = "".join(value for chunk in leading.chunks for value in chunk.to_pylist())
-    return np.frombuffer(bytes.fromhex(text), ">u8").astype(np.uint64)
+def hash_bits(digits: Sequence[str]) -> np.ndarray:
+    """(N,) uint64 of N times 16 hex digits."""
+    return np.frombuffer(bytes.fromhex("".join(digits)), ">u8").astype(np.uint64)
 
 
 def same_images(frames: Frames) -> list[str]:
