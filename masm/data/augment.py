@@ -32,5 +32,7 @@ def augment(images: torch.Tensor, samples: np.ndarray, seed: int, epoch: int) ->
 
 
 def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images as float32 in 0..1; floats pass."""
-    return images.float() / 255 if images.dtype == torch.uint8 else images
+    """uint8 images as float32 in 0..1, in memory plane by plane; floats pass."""
+    if images.dtype != torch.uint8:
+        return images
+    return images.to(torch.float32, memory_format=torch.contiguous_format) / 255

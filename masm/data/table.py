@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 
 from masm.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARD_BYTES = 128 * 2**20
 """Image bytes after which a new shard is begun (64 to 256 MB read well from object stores)."""
+ROW_GROUP = 256
+"""Rows whose images form one page: what a reader of whole rows holds at once."""
 
 SCHEMA = pa.schema(
     [
@@ -43,6 +45,7 @@ SCHEMA = pa.schema(
         ("forge_parameters", pa.string()),  # JSON; null for reals
         ("attributes", pa.map_(pa.string(), pa.string())),
         ("image", pa.binary()),  # encoded crop
+        ("image_bytes", pa.int32()),  # its length, by which `masm.data.images` finds it; `write_table` fills it in
         ("sha256", pa.string()),  # of the image bytes
         ("phash", pa.string()),  # perceptual hash of the crop, 64 bits in hex
         ("profile", pa.string()),  # hash of the crop profile
@@ -82,7 +85,7 @@ def write_table(folder: Path, rows: Iterable[dict[str, Any]], failures: Sequence
 
     Args:
         folder: replaced if it is there.
-        rows: one for each frame, with the columns of `SCHEMA`.
+        rows: one for each frame, with the columns of `SCHEMA` but for image_bytes.
         failures: what could not be taken in, with the columns of `FAILURES_SCHEMA`.
     """
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
@@ -90,8 +93,7 @@ def write_table(folder: Path, rows: Iterable[dict[str, Any]], failures: Sequence
     partial.mkdir(parents=True)
     try:
         for number, shard in enumerate(_shards(rows)):
-            table = pa.Table.from_pylist(shard, schema=SCHEMA)
-            pq.write_table(table, partial / f"faces-{number:05d}.parquet", compression="zstd")
+            _write_shard(pa.Table.from_pylist(shard, schema=SCHEMA), partial / f"faces-{number:05d}.parquet")
         side = pa.Table.from_pylist(list(failures), schema=FAILURES_SCHEMA)
         pq.write_table(side, partial / "failures.parquet", compression="zstd")
         shutil.rmtree(folder, ignore_errors=True)
@@ -104,13 +106,35 @@ def _shards(rows: Iterable[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
     shard: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        shard.append(row)
+        shard.append({**row, "image_bytes": len(row["image"])})
         size += len(row["image"])
         if size >= SHARD_BYTES:
             yield shard
             shard, size = [], 0
     if shard:
         yield shard
+
+
+def _write_shard(table: pa.Table, path: Path) -> None:
+    """Write rows so that the images, which are compressed already, lie end to end, a row group's in one page.
+
+    That is what `masm.data.images` relies on to read one image without its neighbours.
+    """
+    others = [leaf for leaf in _leaves(table.schema) if leaf != "image"]
+    compression = {"image": "none", **dict.fromkeys(others, "zstd")}
+    one_page = 2**31 - 1
+    pq.write_table(
+        table, path, row_group_size=ROW_GROUP, data_page_size=one_page, compression=compression,
+        use_dictionary=others, write_statistics=others,
+    )  # fmt: skip
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The Parquet names of a schema's columns: a list is the column of its elements, a map two."""
+    stream = pa.BufferOutputStream()
+    pq.write_metadata(schema, stream)
+    columns = pq.read_metadata(pa.BufferReader(stream.getvalue())).schema
+    return [columns.column(index).path for index in range(len(columns.names))]
 
 
 def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
