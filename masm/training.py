@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from masm.adapters import LayerMask, MaskSettings, SubspaceLinear, penalty
 from masm.backbones import state_differences
-from masm.data.augment import augment, to_float
+from masm.data.augment import MILD, Augmentation, augment, to_float
 from masm.data.batches import Batch, method_batches, steps_of_epoch, training_batches
 from masm.data.frames import Frames
 from masm.data.images import decoded, in_order
@@ -40,7 +40,7 @@ class Recipe:
     """One run of the loop: what params.yaml fixes, and what the search found.
 
     `epochs`, `batch_size` (over all workers), `lr`, `head_lr`, `weight_decay` (of the head) and `clip_norm`
-    as in params.yaml; `lambda_orth` and `lambda_spec` weight the two penalties.
+    as in params.yaml, and `augmentation`; `lambda_orth` and `lambda_spec` weight the two penalties.
     """
 
     epochs: int
@@ -53,6 +53,7 @@ class Recipe:
     lambda_spec: float
     mask: MaskSettings
     seed: int
+    augmentation: Augmentation = MILD
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,8 @@ class Trainer:
         """Gradients of the classification loss, averaged over the workers; returns the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         device = self.detector.device
-        images = augment(batch.images.to(device), batch.samples, self.recipe.seed, self.epoch)
+        recipe = self.recipe
+        images = augment(batch.images.to(device), batch.samples, recipe.seed, self.epoch, recipe.augmentation)
         loss = classification_loss(self._replica(images), batch.labels.to(device))
         loss.backward()
         return loss.detach()

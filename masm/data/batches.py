@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from masm.data.frames import Frames
-from masm.data.images import decode, decoded
+from masm.data.images import decode, decoded, pick
 from masm.data.sampling import epoch_pairs, pairs_of_epoch
 from masm.errors import UserError
 
@@ -70,7 +70,7 @@ def method_batches(
         fakes = np.flatnonzero((frames.labels == 1) & (frames.methods == method))
         drawn = [np.resize(rng.permutation(members), pairs) for members in (reals, fakes)]
         samples = np.stack(drawn, axis=1)[rank::world].ravel()
-        yield method, _batch(frames, samples, decode(frames.images[int(row)] for row in samples))
+        yield method, _batch(frames, samples, decode(pick(frames.images, samples)))
 
 
 def _batch(frames: Frames, samples: np.ndarray, images: torch.Tensor) -> Batch:

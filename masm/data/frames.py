@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from masm.data.images import stored_images
-from masm.data.table import read_table
+from masm.data.table import read_shards
 from masm.errors import UserError
 
+KEYS = {
+    "datasets": ["dataset"],
+    "methods": ["method"],
+    "videos": ["dataset", "method", "video_id"],
+    "sources": ["dataset", "source_clip"],
+}
 COLUMNS = ["split", "label", "dataset", "method", "video_id", "source_clip", "frame_index"]
 
 
@@ -52,22 +59,44 @@ def load_frames(tables: Sequence[Path], split: str, frames_per_video: int | None
     Raises:
         UserError: no frame is left, or only one class.
     """
-    parts = [read_table(table, COLUMNS) for table in tables]
-    rows = pa.concat_tables(parts).to_pandas(strings_to_categorical=True)
-    rows = rows[rows["split"] == split]
+    numbers = {name: _Numbers() for name in KEYS}
+    parts, before = [], 0
+    for shard in chain.from_iterable(read_shards(table, COLUMNS) for table in tables):
+        rows = shard.to_pandas(strings_to_categorical=True)
+        rows = rows[rows["split"] == split]
+        facts = {name: numbers[name].of(rows, columns) for name, columns in KEYS.items()}
+        facts |= {name: rows[name].to_numpy(np.int64) for name in ("label", "frame_index")}
+        parts.append(facts | {"row": rows.index.to_numpy() + before})
+        before += len(shard)
+    facts = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     if frames_per_video is not None:
-        rows = rows[spread_evenly(_numbers(rows, "video_id"), rows["frame_index"].to_numpy(), frames_per_video)]
-    if rows["label"].nunique() < 2:
-        names = ", ".join(table.name for table in tables)
-        raise UserError(f"the {split} split of {names} has {len(rows)} frames of one class: both classes are needed.")
+        taken = spread_evenly(facts["videos"], facts["frame_index"], frames_per_video)
+        facts = {name: values[taken] for name, values in facts.items()}
+    if len(np.unique(facts["label"])) < 2:
+        names, count = ", ".join(table.name for table in tables), len(facts["label"])
+        raise UserError(f"the {split} split of {names} has {count} frames of one class: both classes are needed.")
     return Frames(
-        images=stored_images(tables).take(rows.index.to_numpy()),
-        labels=rows["label"].to_numpy(np.int64),
-        methods=np.array(rows["method"].cat.categories, object)[rows["method"].cat.codes.to_numpy()],  # shared strings
-        datasets=_numbers(rows, "dataset"),
-        videos=_numbers(rows, "dataset", "method", "video_id"),
-        sources=_numbers(rows, "dataset", "source_clip"),
+        images=stored_images(tables).take(facts["row"]),
+        labels=facts["label"],
+        methods=np.array(list(numbers["methods"]), object)[facts["methods"]],  # strings that are shared
+        datasets=facts["datasets"],
+        videos=facts["videos"],
+        sources=facts["sources"],
     )
+
+
+class _Numbers(dict[Any, int]):
+    """A number for each distinct key, in the order in which they appear."""
+
+    def __missing__(self, key: Any) -> int:
+        self[key] = len(self)
+        return self[key]
+
+    def of(self, rows: pd.DataFrame, columns: list[str]) -> np.ndarray:
+        """The numbers (n,) of the rows' values in some columns."""
+        groups = rows.groupby(columns, observed=True, dropna=False, sort=False)
+        known = np.array([self[key] for key in groups.size().index], np.int64)
+        return known[groups.ngroup().to_numpy()]
 
 
 def spread_evenly(videos: np.ndarray, frame_indices: np.ndarray, count: int) -> np.ndarray:
@@ -86,8 +115,3 @@ def spread_evenly(videos: np.ndarray, frame_indices: np.ndarray, count: int) -> 
     rows = pd.DataFrame({"video": videos, "index": frame_indices}).groupby("video")["index"]
     place, frames = rows.rank(method="first").to_numpy(np.int64), rows.transform("size").to_numpy()
     return place * count // frames > (place - 1) * count // frames
-
-
-def _numbers(rows: pd.DataFrame, *columns: str) -> np.ndarray:
-    """A number (n,) for each distinct combination of values."""
-    return rows.groupby(list(columns), observed=True, dropna=False, sort=False).ngroup().to_numpy(np.int64)

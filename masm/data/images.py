@@ -6,7 +6,10 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import copy
+from dataclasses import dataclass
 from functools import lru_cache
+from io import FileIO
 from pathlib import Path
 from typing import overload
 
@@ -21,26 +24,53 @@ from masm.errors import UserError
 
 OPEN_FILES = 256
 """Shards that are kept open; systems allow a process 1,024 files or more."""
-_LENGTH_BYTES = 4
+LENGTH_BYTES = 4
 """Before each image, Parquet's PLAIN encoding has its length, little-endian."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file that `write_table` wrote, as it was when its images were found in it.
+
+    Attributes:
+        path: of the file.
+        state: its size in bytes and its time of modification in nanoseconds.
+    """
+
+    path: Path
+    state: tuple[int, int]
+
+    def open(self) -> FileIO:
+        """Open the file to read.
+
+        Raises:
+            UserError: it is missing, or another than before.
+        """
+        try:
+            file = FileIO(self.path)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({error.strerror}): `dvc checkout` brings it back.") from None
+        if _state(file) != self.state:
+            raise UserError(f"{self.path} was replaced while it was in use: start again.")
+        return file
 
 
 class StoredImages(Sequence[bytes]):
     """Images of some rows of face tables. It holds their places alone; the bytes are read when they are asked for.
 
-    Any number of threads may read at once. A pickled copy reads the same files.
+    Any number of threads may read at once. A pickled copy reads the same files. They are not mapped into memory: the
+    mapped pages would count as the process's own, and a file that is cut short would end it.
 
     Args:
-        shards: Parquet files that `write_table` wrote.
+        shards: the files.
         numbers: (n,) in which of the shards each image lies.
         offsets: (n,) of its first byte in the file.
         lengths: (n,) in bytes.
     """
 
-    def __init__(self, shards: list[Path], numbers: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> None:
+    def __init__(self, shards: Sequence[Shard], numbers: np.ndarray, offsets: np.ndarray, lengths: np.ndarray) -> None:
         self._shards, self._numbers, self._offsets, self._lengths = shards, numbers, offsets, lengths
-        # Not memory-mapped: mapped pages would count as the process's own, and a file that is cut short would kill it.
-        self._open = lru_cache(OPEN_FILES)(lambda number: shards[number].open("rb", buffering=0))
+        self._open = lru_cache(OPEN_FILES)(lambda number: shards[number].open())
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -50,24 +80,26 @@ class StoredImages(Sequence[bytes]):
     @overload
     def __getitem__(self, index: slice) -> StoredImages: ...
     def __getitem__(self, index: int | slice) -> bytes | StoredImages:
-        return self.take(np.arange(len(self))[index]) if isinstance(index, slice) else self._read(index)
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        return self._read(int(self._numbers[index]), int(self._offsets[index]), int(self._lengths[index]))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self._read, self._numbers.tolist(), self._offsets.tolist(), self._lengths.tolist())
 
     def __reduce__(self) -> tuple[type[StoredImages], tuple[object, ...]]:
         return StoredImages, (self._shards, self._numbers, self._offsets, self._lengths)
 
     def take(self, rows: np.ndarray) -> StoredImages:
-        """The images of some rows, in their order."""
-        return StoredImages(self._shards, self._numbers[rows], self._offsets[rows], self._lengths[rows])
+        """The images of some rows, in their order, from the same open files."""
+        taken = copy(self)
+        taken._numbers, taken._offsets, taken._lengths = self._numbers[rows], self._offsets[rows], self._lengths[rows]
+        return taken
 
-    def _read(self, index: int) -> bytes:
-        number, length = int(self._numbers[index]), int(self._lengths[index])
-        file = self._open(number)
-        stored = os.pread(file.fileno(), _LENGTH_BYTES + length, int(self._offsets[index]) - _LENGTH_BYTES)
-        prefix, image = stored[:_LENGTH_BYTES], stored[_LENGTH_BYTES:]
-        if prefix != length.to_bytes(_LENGTH_BYTES, "little") or len(image) != length:
-            raise UserError(
-                f"{self._shards[number]} changed while it was read, or is damaged: `dvc checkout` brings it back."
-            )
+    def _read(self, number: int, offset: int, length: int) -> bytes:
+        image = os.pread(self._open(number).fileno(), length, offset)
+        if len(image) != length:
+            raise UserError(f"{self._shards[number].path} is cut short: `dvc checkout` brings it back.")
         return image
 
 
@@ -77,45 +109,54 @@ def stored_images(tables: Sequence[Path]) -> StoredImages:
     Raises:
         UserError: a table is missing or damaged.
     """
-    shards = [shard for table in tables for shard in table_shards(table)]
-    offsets, lengths = zip(*map(_places, shards), strict=True)
+    paths = [path for table in tables for path in table_shards(table)]
+    shards, offsets, lengths = zip(*map(_find, paths), strict=True)
     numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(own) for own in offsets])
     return StoredImages(shards, numbers, np.concatenate(offsets), np.concatenate(lengths))
 
 
-def _places(shard: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Offset and length in bytes of each image of a shard.
+def _find(path: Path) -> tuple[Shard, np.ndarray, np.ndarray]:
+    """A shard, and the offset and length in bytes of each image in it.
 
     The images of a row group are the values of a single page (see `write_table`), each after its length, and the
     page ends where the column does: so the last image ends there, and the one before it where that begins.
     """
     try:
-        with pq.ParquetFile(shard) as file:
-            lengths = file.read(["image_bytes"])["image_bytes"].to_numpy()
+        with FileIO(path) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
+            lengths = file.read(["image_bytes"], use_threads=False)["image_bytes"].to_numpy()
             column = file.schema.names.index("image")
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
             chunks = [group.column(column) for group in groups]
             ends = np.array([chunk.data_page_offset + chunk.total_compressed_size for chunk in chunks])
             rows = np.array([group.num_rows for group in groups])
+            taken = np.cumsum(lengths.astype(np.int64) + LENGTH_BYTES)  # by the images up to and with each one
+            offsets = np.repeat(ends - taken[np.cumsum(rows) - 1], rows) + taken - lengths
+            for first in np.cumsum(rows) - rows:
+                prefix = os.pread(raw.fileno(), LENGTH_BYTES, int(offsets[first]) - LENGTH_BYTES)
+                if int.from_bytes(prefix, "little") != lengths[first]:
+                    raise ValueError("its images do not lie as masm writes them")
+            return Shard(path, _state(raw)), offsets, lengths
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{shard} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
-    taken = np.cumsum(lengths.astype(np.int64) + _LENGTH_BYTES)  # by the images up to and with each one
-    return np.repeat(ends - taken[np.cumsum(rows) - 1], rows) + taken - lengths, lengths
+        raise UserError(f"{path} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
 
 
-def decode(images: Iterable[bytes]) -> torch.Tensor:
+def _state(file: FileIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+def decode(images: Sequence[bytes]) -> torch.Tensor:
     """Encoded images of one size as a (n, 3, H, W) uint8 RGB tensor, in memory pixel by pixel as they were decoded.
 
     Raises:
         UserError: one of them is damaged or of another size; none is ever left out or replaced.
     """
-    images = list(images)
-    batch = np.empty(0, np.uint8)
+    batch: np.ndarray | None = None
     for index, image in enumerate(images):
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) if image else None
         if pixels is None:
             raise UserError(f"a stored frame with sha256 {sha256(image)} is damaged: `dvc checkout` brings it back.")
-        if index == 0:
+        if batch is None:
             batch = np.empty((len(images), *pixels.shape), np.uint8)
         if pixels.shape != batch.shape[1:]:
             raise UserError(
@@ -124,6 +165,11 @@ def decode(images: Iterable[bytes]) -> torch.Tensor:
             )
         batch[index] = pixels
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
+
+
+def pick(images: Sequence[bytes], rows: np.ndarray) -> Sequence[bytes]:
+    """The images of some rows, in their order."""
+    return images.take(rows) if isinstance(images, StoredImages) else [images[row] for row in rows.tolist()]
 
 
 def decoded(images: Sequence[bytes], batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
@@ -140,7 +186,7 @@ def decoded(images: Sequence[bytes], batches: Iterable[np.ndarray]) -> Iterator[
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
         for rows in batches:
-            waiting.append(pool.submit(lambda rows: decode(images[int(row)] for row in rows), rows))
+            waiting.append(pool.submit(lambda rows: decode(pick(images, rows)), rows))
             if len(waiting) > threads:
                 yield waiting.popleft().result()
         while waiting:

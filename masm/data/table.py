@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,15 +148,21 @@ def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | 
     Raises:
         UserError: the folder is missing, empty, or of another schema version.
     """
+    return pa.concat_tables(read_shards(folder, columns, split))
+
+
+def read_shards(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> Iterator[pa.Table]:
+    """The rows of a face table shard by shard, as `read_table` gives them; by one thread, which spares memory."""
     shards = table_shards(folder)
+    filters = None if split is None else [("split", "=", split)]
     try:
         version = pq.read_table(shards[0], columns=["schema_version"])["schema_version"][0].as_py()
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{folder} has schema version {version}, this masm reads {SCHEMA_VERSION}: ingest it anew."
             )
-        filters = None if split is None else [("split", "=", split)]
-        return pq.read_table(shards, columns=columns, filters=filters)
+        for shard in shards:
+            yield pq.read_table(shard, columns=columns, filters=filters, use_threads=False, pre_buffer=False)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{folder} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from masm.data.augment import augment
 from masm.data.batches import method_batches, steps_of_epoch, training_batches
 from masm.data.frames import Frames
 from masm.errors import UserError
@@ -92,25 +91,3 @@ def test_batches_of_methods_differ_from_draw_to_draw_alone() -> None:
     draws = [[batch.samples for _, batch in method_batches(data, 8, 5, draw)] for draw in (0, 0, 1)]
     assert all((one == other).all() for one, other in zip(draws[0], draws[1], strict=True))
     assert any((one != other).any() for one, other in zip(draws[0], draws[2], strict=True))
-
-
-def test_augmentation_belongs_to_the_sample_not_to_its_place_in_the_batch() -> None:
-    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    samples = np.arange(6)
-    whole = augment(images, samples, seed=1, epoch=0)
-    order = np.array([4, 0, 5, 2, 1, 3])
-    torch.testing.assert_close(augment(images[order], samples[order], 1, 0), whole[order], rtol=0, atol=0)
-    assert not torch.equal(augment(images, samples, 1, 1), whole)
-    assert whole.dtype == torch.float32
-    assert whole.min() >= 0
-    assert whole.max() <= 1
-
-
-def test_augmentation_against_its_formula() -> None:
-    image = torch.rand((1, 3, 8, 8), generator=torch.Generator().manual_seed(0)) * 0.5 + 0.25
-    flip, brightness, contrast = np.random.default_rng((3, 2, 7)).random(3)
-    expected = image.numpy().astype(np.float64)
-    expected = expected[..., ::-1] if flip < 0.5 else expected
-    expected = np.clip(expected + 0.1 * (2 * brightness - 1), 0, 1)
-    expected = np.clip(expected * (1 + 0.1 * (2 * contrast - 1)), 0, 1)
-    np.testing.assert_allclose(augment(image, np.array([7]), 3, 2).numpy(), expected, atol=1e-6)
