@@ -122,11 +122,12 @@ def _find(path: Path) -> tuple[Shard, np.ndarray, np.ndarray]:
     page ends where the column does: so the last image ends there, and the one before it where that begins.
     """
     try:
-        with FileIO(path) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
-            lengths = file.read(["image_bytes"], use_threads=False)["image_bytes"].to_numpy()
-            column = file.schema.names.index("image")
-            groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
-            chunks = [group.column(column) for group in groups]
+        with FileIO(path) as raw:
+            lengths = pq.read_table(path, columns=["image_bytes"], use_threads=False)["image_bytes"].to_numpy()
+            metadata = pq.read_metadata(path)  # its `schema` would keep it in memory, by a cycle
+            groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+            names = [groups[0].column(number).path_in_schema for number in range(metadata.num_columns)]
+            chunks = [group.column(names.index("image")) for group in groups]
             ends = np.array([chunk.data_page_offset + chunk.total_compressed_size for chunk in chunks])
             rows = np.array([group.num_rows for group in groups])
             taken = np.cumsum(lengths.astype(np.int64) + LENGTH_BYTES)  # by the images up to and with each one
@@ -136,7 +137,7 @@ def _find(path: Path) -> tuple[Shard, np.ndarray, np.ndarray]:
                 if int.from_bytes(prefix, "little") != lengths[first]:
                     raise ValueError("its images do not lie as masm writes them")
             return Shard(path, _state(raw)), offsets, lengths
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
         raise UserError(f"{path} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
 
 
