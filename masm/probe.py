@@ -11,7 +11,7 @@ from sklearn.preprocessing import StandardScaler
 
 from masm.data.augment import to_float
 from masm.data.frames import Frames
-from masm.data.images import decoded, in_order
+from masm.data.stored import decoded, in_order
 from masm.detector import Detector
 from masm.metrics import area_under_curve
 

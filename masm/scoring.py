@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 
 from masm.data.augment import to_float
-from masm.data.images import decoded, in_order, stored_images
+from masm.data.stored import decoded, in_order, stored_images
 from masm.data.table import read_failures, read_table
 from masm.detector import Detector
 from masm.settings import Settings

@@ -25,7 +25,7 @@ from masm.backbones import state_differences
 from masm.data.augment import MILD, Augmentation, augment, to_float
 from masm.data.batches import Batch, method_batches, steps_of_epoch, training_batches
 from masm.data.frames import Frames
-from masm.data.images import decoded, in_order
+from masm.data.stored import decoded, in_order
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.losses import classification_loss

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from masm.data.frames import Frames
-from masm.data.images import decode, decoded, pick
 from masm.data.sampling import epoch_pairs, pairs_of_epoch
+from masm.data.stored import decode, decoded, pick
 from masm.errors import UserError
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from masm.data.images import stored_images
+from masm.data.stored import stored_images
 from masm.data.table import read_shards
 from masm.errors import UserError
 

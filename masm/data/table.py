@@ -45,7 +45,7 @@ SCHEMA = pa.schema(
         ("forge_parameters", pa.string()),  # JSON; null for reals
         ("attributes", pa.map_(pa.string(), pa.string())),
         ("image", pa.binary()),  # encoded crop
-        ("image_bytes", pa.int32()),  # its length, by which `masm.data.images` finds it; `write_table` fills it in
+        ("image_bytes", pa.int32()),  # its length, by which `masm.data.stored` finds it; `write_table` fills it in
         ("sha256", pa.string()),  # of the image bytes
         ("phash", pa.string()),  # perceptual hash of the crop, 64 bits in hex
         ("profile", pa.string()),  # hash of the crop profile
@@ -118,7 +118,7 @@ def _shards(rows: Iterable[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
 def _write_shard(table: pa.Table, path: Path) -> None:
     """Write rows so that the images, which are compressed already, lie end to end, a row group's in one page.
 
-    That is what `masm.data.images` relies on to read one image without its neighbours.
+    That is what `masm.data.stored` relies on to read one image without its neighbours.
     """
     others = [leaf for leaf in _leaves(table.schema) if leaf != "image"]
     compression = {"image": "none", **dict.fromkeys(others, "zstd")}

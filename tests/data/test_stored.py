@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from masm.data import table
-from masm.data.images import StoredImages, decode, decoded, in_order, stored_images
+from masm.data.stored import StoredImages, decode, decoded, in_order, stored_images
 from masm.data.table import read_table, write_table
 from masm.errors import UserError
-from tests.data.tables import png, row
+from tests.data.noise import png, row
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_copy_in_another_process_and_many_threads_read_the_same(tables: list[P
 
 
 def test_more_shards_than_are_kept_open(tables: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("masm.data.images.OPEN_FILES", 1)
+    monkeypatch.setattr("masm.data.stored.OPEN_FILES", 1)
     assert list(stored_images(tables)) == list(stored_images(tables[:1])) + list(stored_images(tables[1:]))
 
 
