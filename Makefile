@@ -21,7 +21,7 @@ demo: setup
 	$(BIN)/masm demo $(DEMO_OPTIONS)
 
 test: setup check
-	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --cov --cov-report=term --cov-fail-under=85
 
 quick: setup
 	$(BIN)/python -m pytest -m "not slow and not ray"

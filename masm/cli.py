@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -15,11 +15,22 @@ from rich.table import Table
 
 from masm.console import exit_codes
 from masm.errors import UserError
-from masm.settings import load_settings
+from masm.settings import Role, load_settings
+
+if TYPE_CHECKING:
+    from masm.data.importing import Imported
 
 app = typer.Typer(help="Train, search, compare, promote and serve face-forgery detectors.", no_args_is_help=True)
 registry_app = typer.Typer(help="The registered models.", no_args_is_help=True)
 app.add_typer(registry_app, name="registry")
+data_app = typer.Typer(help="Datasets: bring them in, hand them on.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+
+FOLDER_SUMMARY = (
+    "photographs of real people alone; forgeries are made from them here: run `masm demo --faces SRC`, or set "
+    "faces.source: photographs"
+)
+
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="The workspace's params.yaml.")]
 
@@ -49,13 +60,96 @@ def demo(
     elif backbone is not None or face_detector is not None:
         raise UserError("BACKBONE and DETECTOR go with FACES: give a folder of photographs, too.")
     settings = load_settings(workspace / "params.yaml")
-    # The stages say `python`: let that be this one, whether or not its environment is activated.
-    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    _activate()
     exit_code = reproduce(workspace)
     if exit_code:
         raise typer.Exit(exit_code)
     push(workspace)
     print_summary(settings, Console())
+
+
+def _activate() -> None:
+    """The stages say `python`: let that be this one, whether or not its environment is activated."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@data_app.command("import")
+def data_import(
+    path: Annotated[Path, typer.Argument(help="The layout's folder or file.", metavar="SRC")],
+    layout: Annotated[str, typer.Option(help="See `masm data list-layouts`.")],
+    name: Annotated[str, typer.Option(help="What the dataset is called here.")],
+    role: Annotated[Role, typer.Option(help="What the dataset is for.")] = "test",
+    root: Annotated[Path | None, typer.Option(help="Where the paths in a manifest begin.")] = None,
+    splits: Annotated[str | None, typer.Option(help="Splits of the layout that are taken, as in train,val.")] = None,
+    split: Annotated[
+        Literal["official", "strict"], typer.Option(help="strict: leave out what straddles the layout's splits.")
+    ] = "official",
+    compression: Annotated[str | None, typer.Option(help="Of FaceForensics++: raw, c23 or c40.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="CSV file with the labels of `videos`.")] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Write an index of a dataset and its entry in params.yaml, then run `dvc repro ingest@NAME`."""
+    from rich.progress import Progress
+
+    from masm.data.importing import Request, import_dataset
+    from masm.data.versions import reproduce
+
+    settings = load_settings(params)
+    chosen = None if splits is None else tuple(splits.split(","))
+    request = Request(layout, path, name, role, root, chosen, split == "strict", compression, labels)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"import {name}", total=None)
+        found = import_dataset(settings, request, lambda done, total: bar.update(task, completed=done, total=total))
+    _print_imported(name, found)
+    _activate()
+    if exit_code := reproduce(settings.root, f"ingest@{name}"):
+        raise typer.Exit(exit_code)
+
+
+def _print_imported(name: str, found: Imported) -> None:
+    """What an import found: counts, what was left out, and what straddles splits."""
+    console = Console()
+    console.print(f"{name}: {found.files} files, {found.missing} of them missing", highlight=False)
+    table = Table("split", "method", "videos")
+    for (split, method), videos in sorted(found.videos.items()):
+        table.add_row(split, method, str(videos))
+    console.print(table)
+    for what, count in sorted(found.notes.items()):
+        console.print(f"{what}: {count}", markup=False, highlight=False)
+    if found.straddling:
+        listed = [f"{clip} ({', '.join(sorted(splits))})" for clip, splits in sorted(found.straddling.items())]
+        shown = "; ".join(listed[:10]) + (" ..." if len(listed) > 10 else "")
+        console.print(f"{len(listed)} recordings straddle splits: {shown}", markup=False, highlight=False)
+    console.print(f"datasets.{name} of params.yaml takes {', '.join(found.entry.splits)} as {found.entry.role}")
+
+
+@data_app.command("export")
+def data_export(
+    name: Annotated[str, typer.Argument(help="A dataset of params.yaml.")],
+    out: Annotated[Path, typer.Argument(help="A .json file over the imported files, or a folder for the crops.")],
+    layout: Annotated[str, typer.Option(help="deepfakebench is the only one.")] = "deepfakebench",
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Write a dataset so that DeepfakeBench reads it."""
+    from masm.data.exporting import export_crops, export_manifest
+
+    if layout != "deepfakebench":
+        raise UserError(f"there is no export to layout {layout!r}: use deepfakebench.")
+    settings = load_settings(params)
+    exported = (export_manifest if out.suffix == ".json" else export_crops)(settings, name, out)
+    Console().print(f"{exported.manifest}; its paths begin at {exported.root}", markup=False, highlight=False)
+
+
+@data_app.command("list-layouts")
+def data_list_layouts() -> None:
+    """Explain each layout that can be imported, with the tree that it expects."""
+    from masm.data.importers.layouts import LAYOUTS
+
+    console = Console()
+    for layout in LAYOUTS.values():
+        console.print(f"[bold]{layout.name}[/]: {layout.summary}", highlight=False)
+        console.print("\n".join(f"    {line}" for line in layout.tree.splitlines()), markup=False, highlight=False)
+    console.print(f"[bold]folder[/]: {FOLDER_SUMMARY}", highlight=False)
 
 
 @registry_app.command("list")

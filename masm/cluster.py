@@ -10,11 +10,15 @@ from pathlib import Path
 
 import ray
 from pyarrow.fs import FileSystem, FileType
+from ray.exceptions import RayTaskError
 
-from masm.data.versions import digests
+from masm.data.ingest import AHEAD, Jobs, write_part
+from masm.data.rows import Outcome, Task
+from masm.data.versions import code_digest, digests
 from masm.errors import UserError
 from masm.settings import Ray, Settings, fingerprint
 
+PACKAGE = Path(__file__).parent
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray started in the process: enough for the frames of the demo, small enough for a laptop."""
 
@@ -60,13 +64,49 @@ def connected(settings: Ray, cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
+def run_jobs(jobs: Jobs) -> Iterator[None]:
+    """Run ingest's tasks on the connected cluster; one item for each that is done.
+
+    The nodes open the raw files at the same paths as this machine, which alone writes the parts.
+
+    Raises:
+        UserError: as the tasks do.
+    """
+    run = ray.remote(_run_task)
+    running: dict[ray.ObjectRef, Path] = {}
+    limit = AHEAD * int(ray.cluster_resources()["CPU"])
+    for task, part in jobs:
+        running[run.remote(task)] = part
+        if len(running) >= limit:
+            _finish_one(running)
+            yield
+    while running:
+        _finish_one(running)
+        yield
+
+
+def _run_task(task: Task) -> Outcome:
+    return task.run()
+
+
+def _finish_one(running: dict[ray.ObjectRef, Path]) -> None:
+    """Write the part of the task that is done first."""
+    (done,), _ = ray.wait(list(running))
+    try:
+        write_part(running.pop(done), ray.get(done))
+    except RayTaskError as error:
+        raise error.cause from None
+
+
 def work_name(stage: str, settings: Settings, *parts: object) -> str:
     """The name of a stage's work in progress: another one whenever settings, data or code differ.
 
     Ray resumes whatever it finds under a name, so that a name must never be used for other work.
     """
     data = list(digests(settings).values())
-    return f"{stage}-{fingerprint(settings.seed, settings.crop, settings.backbone, data, _code_digest(), *parts)}"
+    return (
+        f"{stage}-{fingerprint(settings.seed, settings.crop, settings.backbone, data, code_digest(PACKAGE), *parts)}"
+    )
 
 
 def discard(storage: str, name: str) -> None:
@@ -74,8 +114,3 @@ def discard(storage: str, name: str) -> None:
     filesystem, path = FileSystem.from_uri(storage)
     if filesystem.get_file_info(f"{path}/{name}").type is not FileType.NotFound:
         filesystem.delete_dir(f"{path}/{name}")
-
-
-def _code_digest() -> str:
-    package = Path(__file__).parent
-    return fingerprint([file.read_text() for file in sorted(package.rglob("*.py"))])

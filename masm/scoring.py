@@ -48,6 +48,7 @@ def _score_table(
         progress(len(pixels))
     scored = rows.assign(score=np.concatenate(scores), outcome="ok")
     failed = read_failures(table).to_pandas()
+    failed = failed[failed["frame_index"].isna()]  # of a video that gave faces, a lost frame is no row
     if failed.empty:
         return scored
     failed = failed.assign(frame_index=-1, score=np.nan)

@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from masm.errors import UserError
 
 Role = Literal["train", "validate", "test"]
+Split = Literal["train", "val", "test"]
 Method = Literal["masm", "effort", "lora", "layernorm", "full", "probe"]
 Target = Literal["q", "k", "v", "proj", "fc1", "fc2", "fc1_g", "fc1_x"]
 Share = Annotated[float, Field(gt=0, lt=1)]
+ROLE_SPLITS: dict[Role, tuple[Split, ...]] = {"train": ("train", "val"), "validate": ("val",), "test": ("test",)}
+"""The splits that the rows of a face table can have, by the role of its dataset."""
 
 
 class Section(BaseModel):
@@ -56,26 +59,59 @@ class Crop(Section):
     working_size: int = Field(ge=32, description="longer side of the face box when it is forged, px")
     size: int = Field(ge=32, description="side of the crop, px")
     margin: float = Field(ge=1, le=3, description="crop side over face box side")
+    alignment: Literal["square", "landmarks"] = Field(default="square", description="upright, or as the mean face")
     frames: int = Field(ge=1, description="jittered crops of each photograph")
+    video_frames: int = Field(default=32, ge=1, description="frames of each video, spread evenly over all of it")
 
     @model_validator(mode="after")
-    def _weights_given(self) -> Crop:
+    def _detector_suffices(self) -> Crop:
         if self.detector == "yunet" and self.detector_weights is None:
             raise ValueError("detector 'yunet' needs detector_weights: the path of its .onnx file")
+        if self.detector == "cascade" and self.alignment == "landmarks":
+            raise ValueError("alignment 'landmarks' needs detector 'yunet': the cascade gives no landmarks")
         return self
 
 
-class Dataset(Section):
-    """One face table: its role, the camera that all of it was taken with, and the forgeries in it."""
+class ForgedDataset(Section):
+    """A face table whose forgeries are made here from `faces`, all of it taken with one camera."""
 
     role: Role
     camera: str
     forgeries: tuple[str, ...] = Field(min_length=1)
 
 
-class Checks(Section):
-    """What the validate stage asks of every face table."""
+class ImportedDataset(Section):
+    """A face table from videos or crops that exist; `masm data import` writes the entry and the index."""
 
+    role: Role
+    index: Path = Field(description="what the import found, one row per video")
+    digest: str = Field(description="of the index: by it DVC sees that other data were imported")
+    splits: tuple[Split, ...] = Field(min_length=1, description="of the layout, that the dataset takes")
+
+    @model_validator(mode="after")
+    def _train_takes_no_test(self) -> ImportedDataset:
+        if self.role == "train" and "test" in self.splits:
+            raise ValueError("splits: a train dataset takes train and val alone")
+        return self
+
+
+def _dataset_kind(value: Any) -> str:
+    keys = value if isinstance(value, dict) else getattr(value, "model_fields_set", ())
+    return "imported" if "index" in keys else "forged"
+
+
+Dataset = Annotated[
+    Annotated[ForgedDataset, Tag("forged")] | Annotated[ImportedDataset, Tag("imported")],
+    Discriminator(_dataset_kind),
+]
+
+DATASET_KINDS: dict[str, type[Section]] = {"forged": ForgedDataset, "imported": ImportedDataset}
+
+
+class Checks(Section):
+    """What the validate stage asks of every face table, and ingest of every dataset."""
+
+    coverage: float = Field(ge=0, le=1, description="least share of a dataset's videos that give a face")
     min_frames: int = Field(ge=1, description="fewest frames of a video")
     min_videos: int = Field(ge=1, description="fewest videos of each class in a dataset")
 
@@ -346,9 +382,13 @@ def _explain(path: Path, error: ValidationError) -> str:
     """One line for each fault: where, what, and for an unknown key the nearest known one."""
     lines = []
     for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"]) or "the file"
+        location = tuple(str(part) for part in fault["loc"])
+        kind = DATASET_KINDS.get(location[2]) if location[:1] == ("datasets",) and len(location) > 2 else None
+        if kind is not None:  # pydantic's name for one of the two kinds of datasets is no key of the file
+            location = (*location[:2], *location[3:])
+        where = ".".join(location) or "the file"
         if fault["type"] == "extra_forbidden":
-            lines.append(f"{path}: {where}: unknown setting{_nearest(fault['loc'])}")
+            lines.append(f"{path}: {where}: unknown setting{_nearest(location, kind)}")
         elif fault["type"] == "missing":
             lines.append(f"{path}: {where}: this setting is missing")
         else:
@@ -357,14 +397,14 @@ def _explain(path: Path, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def _nearest(location: tuple[int | str, ...]) -> str:
+def _nearest(location: tuple[str, ...], kind: type[Section] | None) -> str:
     """A hint for a misspelt key; searched keys in train are named as such."""
-    *parents, key = [str(part) for part in location]
+    *parents, key = location
     if parents[:1] == ["train"] and key in SearchSpace.model_fields:
         return f"; {key} is searched: set its range in search.space"
     section: Any = Settings
     for parent in parents:
         field = getattr(section, "model_fields", {}).get(parent)
-        section = field.annotation if field else Dataset if section is not Dataset else section
+        section = field.annotation if field else kind
     near = difflib.get_close_matches(key, getattr(section, "model_fields", {}), n=1, cutoff=0.5)
     return f"; did you mean {near[0]}?" if near else "; remove it"

@@ -44,6 +44,8 @@ class Source:
 def create_workspace(root: Path, source: Source) -> Path:
     """Make runs/NAME, NAME being that of the folder of photographs: the same dvc.yaml, its own params.yaml.
 
+    A params.yaml that is there is kept as it is.
+
     Args:
         root: the repository.
         source: what to work on.
@@ -52,7 +54,8 @@ def create_workspace(root: Path, source: Source) -> Path:
         The workspace's folder.
 
     Raises:
-        UserError: a file is missing, or the backbone's name is no timm model.
+        UserError: a file is missing, the backbone's name is no timm model, or the workspace is there for
+            another source.
     """
     for what, path in (("FACES", source.faces), ("BACKBONE", source.backbone), ("DETECTOR", source.face_detector)):
         if path is not None and not path.exists():
@@ -60,14 +63,23 @@ def create_workspace(root: Path, source: Source) -> Path:
     name = source.faces.resolve().name
     workspace = root / "runs" / name
     workspace.mkdir(parents=True, exist_ok=True)
+    params, own = workspace / "params.yaml", _own_settings(name, workspace, source)
+    shutil.copyfile(root / "dvc.yaml", workspace / "dvc.yaml")
+    if params.exists():  # it may hold someone's changes
+        kept = yaml.safe_load(params.read_text())
+        if _merged(kept, own) != kept:
+            raise UserError(
+                f"{params} is there already, for other FACES, BACKBONE or DETECTOR: give the same ones, or move "
+                f"{workspace} away."
+            )
+        return workspace
     tree = yaml.safe_load((root / "params.yaml").read_text())
     tree = _merged(tree, yaml.safe_load((root / "runs" / "photographs.yaml").read_text()))
-    tree = _merged(tree, _own_settings(name, workspace, source))
+    tree = _merged(tree, own)
     if source.face_detector is None:
         tree["datasets"] = WITHOUT_LANDMARKS
     header = f"# The workspace of {name}; what each setting means is said in the repository's params.yaml.\n"
-    (workspace / "params.yaml").write_text(header + yaml.safe_dump(tree, sort_keys=False))
-    shutil.copyfile(root / "dvc.yaml", workspace / "dvc.yaml")
+    params.write_text(header + yaml.safe_dump(tree, sort_keys=False))
     return workspace
 
 
@@ -77,6 +89,7 @@ def _own_settings(name: str, workspace: Path, source: Source) -> dict[str, Any]:
         "code": "../..",
         "faces": {"folder": relpath(source.faces, workspace)},
         "crop": {"detector": "cascade"},
+        "backbone": {"name": "starter", "weights": "starter"},
         "mlflow": {
             "tracking_uri": "sqlite:///../../mlflow.db",
             "artifacts": "../../mlartifacts",

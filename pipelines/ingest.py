@@ -1,16 +1,21 @@
-"""Stage `ingest`, once for each dataset: photographs of real faces become a face table."""
+"""Stage `ingest`, once for each dataset: photographs of real faces, or imported videos, become a face table."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress
 
-from masm.data.ingest import ingest
+from masm.data.ingest import Jobs, ingest, run_in_processes
 from masm.errors import UserError
 from masm.settings import Settings
 from pipelines import run_stage
+
+LISTED = 20
+"""Failures that are printed; all of them are in the table."""
 
 
 def main(settings: Settings, dataset: str) -> None:
@@ -18,11 +23,31 @@ def main(settings: Settings, dataset: str) -> None:
     console = Console(stderr=True)
     with Progress(console=console) as bar:
         task = bar.add_task(f"ingest {dataset}", total=None)
-        summary = ingest(settings, dataset, lambda done, total: bar.update(task, completed=done, total=total))
-    console.print(f"{dataset}: {summary.videos} videos, {summary.frames} frames, {len(summary.failures)} failures")
-    for failure in summary.failures:
-        listed = f"  {failure['video_id']} ({failure['method']}): {failure['outcome']}: {failure['reason']}"
-        console.print(listed, markup=False, highlight=False)
+        with _workers(settings) as run_jobs:
+            summary = ingest(
+                settings, dataset, lambda done, total: bar.update(task, completed=done, total=total), run_jobs
+            )
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items())
+    lost = len(summary.failures) + summary.outcomes["ok"] - sum(summary.outcomes.values())
+    console.print(f"{dataset}: videos: {outcomes}; {summary.frames} frames, {lost} frames lost")
+    for failure in summary.failures[:LISTED]:
+        place = "" if failure["frame_index"] is None else f", frame {failure['frame_index']}"
+        listed = f"  {failure['video_id']} ({failure['method']}{place}): {failure['outcome']}: {failure['reason']}"
+        console.print(listed, markup=False, highlight=False, soft_wrap=True)
+    if len(summary.failures) > LISTED:
+        console.print(f"  and {len(summary.failures) - LISTED} more in {settings.table(dataset) / 'failures.parquet'}")
+
+
+@contextmanager
+def _workers(settings: Settings) -> Iterator[Callable[[Jobs], Iterator[None]]]:
+    """The cluster of params.yaml, or processes of this machine."""
+    if settings.ray.address is None:
+        yield run_in_processes
+        return
+    from masm.cluster import connected, run_jobs  # Ray's import takes longer than the ingest of a small dataset
+
+    with connected(settings.ray, cpus=1):
+        yield run_jobs
 
 
 def dataset_argument() -> str:

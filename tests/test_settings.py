@@ -48,6 +48,18 @@ def test_the_shipped_file_loads() -> None:
         ("search.optimisation.epoch", 1, "search.optimisation.epoch: unknown setting; did you mean epochs?"),
         ("datasets.swap.rol", "train", "datasets.swap.rol: unknown setting; did you mean role?"),
         ("datasets.swap.role", "testing", "datasets.swap.role"),
+        ("datasets.swap", 3, "datasets.swap: Input should be a valid dictionary"),
+        (
+            "datasets.mine",
+            {"role": "test", "index": "i", "digset": "d", "splits": ["test"]},
+            "datasets.mine.digset: unknown setting; did you mean digest?",
+        ),
+        (
+            "datasets.mine",
+            {"role": "train", "index": "i", "digest": "d", "splits": ["train", "test"]},
+            "datasets.mine: splits: a train dataset takes train and val alone",
+        ),
+        ("checks.coverage", 1.5, "checks.coverage: Input should be less than or equal to 1"),
         ("train.epochs", 0, "train.epochs: Input should be greater than or equal to 1 (it is 0)"),
         ("crop.detector", "yunet", "crop: detector 'yunet' needs detector_weights"),
         ("faces.shares", {"train": 0.5, "validate": 0.1, "test": 0.1}, "shares must give train, validate and test"),
@@ -109,3 +121,9 @@ def test_fingerprint_depends_on_every_setting(tmp_path: Path) -> None:
     assert fingerprint(former) == fingerprint(load_settings(write(tmp_path)).train)
     assert fingerprint(former) != fingerprint(changed)
     assert fingerprint(former, "a") != fingerprint(former, "b")
+
+
+def test_a_detector_without_landmarks_does_not_align(tmp_path: Path) -> None:
+    path = write(tmp_path, {"crop.detector": "cascade", "crop.alignment": "landmarks"})
+    with pytest.raises(UserError, match="alignment 'landmarks' needs detector 'yunet'"):
+        load_settings(path)

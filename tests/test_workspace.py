@@ -44,6 +44,18 @@ def test_a_workspace_has_the_same_stages_and_its_own_settings(repository: Path, 
     assert set(settings.datasets) == set(load_settings(repository / "params.yaml").datasets)
 
 
+def test_changed_settings_are_kept_and_another_source_is_refused(repository: Path, tmp_path: Path) -> None:
+    source = Source(tmp_path / "people", tmp_path / "vit_tiny_patch16_224.safetensors", tmp_path / "yunet.onnx")
+    params = create_workspace(repository, source) / "params.yaml"
+    changed = params.read_text().replace("seed: 7", "seed: 8  # mine")
+    params.write_text(changed)
+    create_workspace(repository, source)
+    assert params.read_text() == changed
+    with pytest.raises(UserError, match="is there already, for other FACES, BACKBONE or DETECTOR"):
+        create_workspace(repository, Source(tmp_path / "people", None, tmp_path / "yunet.onnx"))
+    assert params.read_text() == changed
+
+
 def test_without_yunet_only_what_needs_no_landmarks_is_made(repository: Path, tmp_path: Path) -> None:
     settings = load_settings(create_workspace(repository, Source(tmp_path / "people", None, None)) / "params.yaml")
     assert settings.crop.detector == "cascade"

@@ -119,12 +119,14 @@ def _rebuilt(parts: Sequence[Part], dtype: torch.dtype) -> Tensor:
 
 
 def _low_rank_path(x: Tensor, parts: Sequence[Part]) -> Tensor:
+    # In place saves a copy of y; a compiler does that itself, and torch 2.11's loses the gradient of what is in place.
+    add = Tensor.addmm if torch.compiler.is_compiling() else Tensor.addmm_
     outputs = []
     for semantic, bias, factors in parts:
         y = functional.linear(x, semantic.to(x.dtype), None if bias is None else bias.to(x.dtype))
         if factors is not None:
             u, v, s = Blocks.of(factors.to(x.dtype), len(semantic))
-            y = y.addmm_((x @ v.T) * s.T, u)
+            y = add(y, (x @ v.T) * s.T, u)
         outputs.append(y)
     return _joined(outputs, dim=-1)
 

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from masm.data.table import read_table
-from masm.settings import Settings
+from masm.settings import ForgedDataset, Settings
 
 CHECKED_COLUMNS = [
     "sample_id",
@@ -91,7 +91,9 @@ def _table_subjects(settings: Settings, tables: dict[str, pd.DataFrame]) -> Iter
     size = settings.crop.size
     for name, rows in tables.items():
         dataset = settings.datasets[name]
-        pairs = [(0, "real"), *((1, forgery) for forgery in dataset.forgeries)]
+        found = sorted(set(rows["method"]) - {"real"})
+        forgeries = dataset.forgeries if isinstance(dataset, ForgedDataset) else found
+        pairs = [(0, "real"), *((1, forgery) for forgery in forgeries)]
         frames = [
             *(gxe.ExpectColumnValuesToNotBeNull(column=column) for column in CHECKED_COLUMNS),
             gxe.ExpectColumnValuesToBeUnique(column="sample_id"),

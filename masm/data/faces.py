@@ -6,16 +6,16 @@ Coordinates are pixels of the image, x to the right and y down; x = 0 is the lef
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from masm.data.alignment import align
+from masm.data.images import ImageError
 from masm.errors import UserError
 
 CROP_VERSION = 1
@@ -27,10 +27,6 @@ DETECTION_SIDE = 640
 
 SURROUNDINGS = 2.0
 """Side of the square that `prepare_photograph` keeps, over the longer side of the face box."""
-
-
-class ImageError(ValueError):
-    """An image cannot be used; the message is the reason, short enough for a table of failed frames."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +67,17 @@ class CropProfile:
         size: side of the crop in pixels.
         margin: side of the square crop over the longer side of the face box.
         detector_sha256: of the YuNet file; None for the other detectors.
+        alignment: "square" (upright, about the box) or "landmarks" (turned and scaled to the mean face).
+        frames: frames of a video, spread evenly over the whole of it; None for all. It has no say in
+            photographs.
     """
 
     detector: str
     size: int
     margin: float
     detector_sha256: str | None
+    alignment: str = "square"
+    frames: int | None = None
 
     @property
     def hash(self) -> str:
@@ -95,6 +96,9 @@ class Jitter:
     flip: bool
 
 
+_STILL = Jitter(0.0, 0.0, 1.0, flip=False)
+
+
 class FaceDetector(Protocol):
     """Anything that finds faces in an (H, W, 3) uint8 RGB image."""
 
@@ -102,31 +106,14 @@ class FaceDetector(Protocol):
         """Return every face found, in any order."""
 
 
-def decode_image(data: bytes) -> np.ndarray:
-    """Decode an image file's bytes, upright by its EXIF orientation.
-
-    Returns:
-        (H, W, 3) uint8 RGB.
-
-    Raises:
-        ImageError: the bytes are empty, not an image, truncated or damaged, or hold more than 8 bits per
-            channel. Pillow decodes because OpenCV, depending on its version, fills the missing part of a
-            truncated JPEG with grey and says nothing.
-    """
-    if not data:
-        raise ImageError("empty file")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these to 255
-                raise ValueError("more than 8 bits per channel")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except UnidentifiedImageError:
-        raise ImageError("not an image") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ImageError(f"cannot be decoded: {error}") from None
-
-
-def make_profile(detector: str, size: int, margin: float, weights: Path | None = None) -> CropProfile:
+def make_profile(
+    detector: str,
+    size: int,
+    margin: float,
+    weights: Path | None = None,
+    alignment: str = "square",
+    frames: int | None = None,
+) -> CropProfile:
     """Build the crop profile; for YuNet it records the SHA-256 of the `weights` file.
 
     Raises:
@@ -134,7 +121,8 @@ def make_profile(detector: str, size: int, margin: float, weights: Path | None =
     """
     if detector not in DETECTORS:
         raise UserError(f"unknown face detector {detector!r}: use one of {', '.join(DETECTORS)}")
-    return CropProfile(detector, size, margin, _file_sha256(weights) if detector == "yunet" else None)
+    digest = _file_sha256(weights) if detector == "yunet" else None
+    return CropProfile(detector, size, margin, digest, alignment, frames)
 
 
 def make_detector(profile: CropProfile, weights: Path | None = None) -> FaceDetector:
@@ -201,6 +189,35 @@ class CascadeDetector:
         ]
 
 
+class FaceCropper:
+    """Finds faces and cuts them out as a crop profile says; for one thread.
+
+    With the detector "given" an image is a face's crop already: the whole of it is the face.
+
+    Args:
+        profile: how.
+        weights: the YuNet file, where the profile names YuNet.
+
+    Raises:
+        UserError: `weights` is not the profile's file.
+    """
+
+    def __init__(self, profile: CropProfile, weights: Path | None = None) -> None:
+        self.profile = profile
+        self._detector = None if profile.detector == "given" else make_detector(profile, weights)
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Return every face found, in any order."""
+        if self._detector is not None:
+            return self._detector.detect(image)
+        return [Detection(np.array([0, 0, image.shape[1], image.shape[0]], np.float32), None, 1.0)]
+
+    def cut(self, image: np.ndarray, face: Detection) -> np.ndarray:
+        """Cut a detected face out of its image, or out of a mask of the same height and width; see `crop`."""
+        whole = replace(self.profile, margin=1.0, alignment="square")
+        return crop(image, face.box, whole if self._detector is None else self.profile, landmarks=face.landmarks)
+
+
 def find_face(image: np.ndarray, detector: FaceDetector) -> Detection | None:
     """Return the largest face that the detector is confident of, or None."""
     return max(detector.detect(image), key=lambda found: float(found.box[2] * found.box[3]), default=None)
@@ -220,7 +237,7 @@ def prepare_photograph(
             because that would give real faces the traces of resampling.
         identity, photograph: names, as in `Face`.
     """
-    left, top, side = _square(detection.box, SURROUNDINGS)
+    left, top, side = _square(detection.box, SURROUNDINGS, _STILL)
     origin = np.maximum((left, top), 0)
     end = np.minimum((left + side, top + side), image.shape[1::-1])
     cut = image[origin[1] : end[1], origin[0] : end[0]]
@@ -244,25 +261,45 @@ def draw_jitter(rng: np.random.Generator, shift: float = 0.04, scale: float = 0.
     return Jitter(across, down, rng.uniform(1 - scale, 1 + scale), flip=bool(rng.random() < 0.5))
 
 
-def crop(image: np.ndarray, box: np.ndarray, profile: CropProfile, jitter: Jitter | None = None) -> np.ndarray:
-    """Cut the square around a face box and scale it to the profile's size.
+def crop(
+    image: np.ndarray,
+    box: np.ndarray,
+    profile: CropProfile,
+    jitter: Jitter | None = None,
+    landmarks: np.ndarray | None = None,
+) -> np.ndarray:
+    """Cut a face out and scale it to the profile's size.
 
-    The square has the box's centre and `profile.margin` times its longer side, and is rounded to whole pixels
-    so that shrinking averages whole pixels. Where it leaves the image, the edge pixels are repeated.
+    The plain square has the box's centre and `profile.margin` times its longer side, and is rounded to whole
+    pixels so that shrinking averages whole pixels. The aligned one lies so about the mean face, and has its
+    turn. Where a square leaves the image, the edge pixels are repeated.
 
     Args:
-        image: (H, W, 3) uint8 RGB.
+        image: (H, W, 3) uint8 RGB, or a mask (H, W) uint8.
         box: (4,) x, y, width, height in pixels.
-        profile: size and margin.
+        profile: size, margin and alignment.
         jitter: change of the square; None for none.
+        landmarks: as in `Face`; needed for the alignment "landmarks".
 
     Returns:
-        (size, size, 3) uint8 RGB.
+        (size, size, 3) uint8 RGB, or a mask (size, size).
 
     Raises:
-        ImageError: the box has no area, or lies outside the image.
+        ImageError: the box has no area or lies outside the image, or there are no landmarks to align.
     """
-    left, top, side = _square(box, profile.margin, jitter)
+    move = jitter or _STILL
+    if profile.alignment == "square":
+        result = _cut_square(image, box, profile, move)
+    elif landmarks is not None:
+        centre = (move.shift_x * profile.margin, move.shift_y * profile.margin)
+        result = align(image, landmarks, centre, profile.margin * move.scale, profile.size)
+    else:
+        raise ImageError("no landmarks to align the face by")
+    return result[:, ::-1].copy() if move.flip else result
+
+
+def _cut_square(image: np.ndarray, box: np.ndarray, profile: CropProfile, move: Jitter) -> np.ndarray:
+    left, top, side = _square(box, profile.margin, move)
     height, width = image.shape[:2]
     inside = image[max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)]
     if inside.size == 0:
@@ -270,16 +307,14 @@ def crop(image: np.ndarray, box: np.ndarray, profile: CropProfile, jitter: Jitte
     below, right = max(top + side - height, 0), max(left + side - width, 0)
     square = cv2.copyMakeBorder(inside, max(-top, 0), below, max(-left, 0), right, cv2.BORDER_REPLICATE)
     interpolation = cv2.INTER_AREA if side >= profile.size else cv2.INTER_CUBIC
-    result = cv2.resize(square, (profile.size, profile.size), interpolation=interpolation)
-    return result[:, ::-1].copy() if jitter is not None and jitter.flip else result
+    return cv2.resize(square, (profile.size, profile.size), interpolation=interpolation)
 
 
-def _square(box: np.ndarray, margin: float, jitter: Jitter | None = None) -> tuple[int, int, int]:
+def _square(box: np.ndarray, margin: float, move: Jitter) -> tuple[int, int, int]:
     """Left edge, top edge and side, in whole pixels, of the square around a box."""
     x, y, width, height = (float(value) for value in box)
     if not (np.isfinite([x, y]).all() and min(width, height) > 0 and max(width, height) < np.inf):
         raise ImageError(f"face box {np.round(box, 1).tolist()} has no area")
-    move = jitter or Jitter(0.0, 0.0, 1.0, False)
     side = margin * max(width, height)
     centre_x, centre_y = x + width / 2 + move.shift_x * side, y + height / 2 + move.shift_y * side
     scaled = side * move.scale

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from masm.errors import UserError
-from masm.settings import Faces, Role
-
-Split = Literal["train", "val", "test"]
+from masm.settings import Faces, Role, Split
 
 
 class Place(NamedTuple):

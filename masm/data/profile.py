@@ -16,4 +16,5 @@ def detector_weights(settings: Settings) -> Path | None:
 def crop_profile(settings: Settings) -> CropProfile:
     """How faces are found and cut out; the same for every dataset of a workspace."""
     crop = settings.crop
-    return make_profile(crop.detector, crop.size, crop.margin, detector_weights(settings))
+    weights = detector_weights(settings)
+    return make_profile(crop.detector, crop.size, crop.margin, weights, crop.alignment, crop.video_frames)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +62,9 @@ FAILURES_SCHEMA = pa.schema(
         ("label", pa.int8()),
         ("method", pa.string()),
         ("video_id", pa.string()),
+        ("frame_index", pa.int32()),  # null: the whole video
         ("identity", pa.string()),
-        ("outcome", pa.string()),  # unreadable, no face
+        ("outcome", pa.string()),  # unreadable, no face, too short
         ("reason", pa.string()),
     ]
 )
@@ -80,24 +83,35 @@ def perceptual_hash(image: np.ndarray) -> str:
     return np.packbits(low > np.median(low)).tobytes().hex()
 
 
-def write_table(folder: Path, rows: Iterable[dict[str, Any]], failures: Sequence[dict[str, Any]]) -> None:
+def write_table(folder: Path, rows: Iterable[dict[str, Any]], failures: Sequence[dict[str, Any]]) -> dict[str, int]:
     """Write a face table; the folder appears under its name only when it is whole.
+
+    Beside the shards and failures.parquet lies outcomes.json, the count of videos by what became of them.
 
     Args:
         folder: replaced if it is there.
         rows: one for each frame, with the columns of `SCHEMA` but for image_bytes.
         failures: what could not be taken in, with the columns of `FAILURES_SCHEMA`.
+
+    Returns:
+        What outcomes.json holds: "ok" and each outcome of a failure -> videos.
     """
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    taken: set[tuple[str, str]] = set()
     try:
         for number, shard in enumerate(_shards(rows)):
+            taken.update((row["method"], row["video_id"]) for row in shard)
             _write_shard(pa.Table.from_pylist(shard, schema=SCHEMA), partial / f"faces-{number:05d}.parquet")
         side = pa.Table.from_pylist(list(failures), schema=FAILURES_SCHEMA)
         pq.write_table(side, partial / "failures.parquet", compression="zstd")
+        lost = Counter(failure["outcome"] for failure in failures if failure.get("frame_index") is None)
+        outcomes = {"ok": len(taken), **dict(sorted(lost.items()))}
+        (partial / "outcomes.json").write_text(json.dumps(outcomes) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
+        return outcomes
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -180,7 +194,7 @@ def table_shards(folder: Path) -> list[Path]:
 
 
 def read_failures(folder: Path) -> pa.Table:
-    """The videos that could not be taken in, with the columns of `FAILURES_SCHEMA`."""
+    """The videos and frames that could not be taken in, with the columns of `FAILURES_SCHEMA`."""
     return pq.read_table(folder / "failures.parquet")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from masm.errors import UserError
-from masm.settings import Settings
+from masm.settings import Settings, fingerprint
 
 
 def digests(settings: Settings) -> dict[str, str]:
@@ -26,6 +27,11 @@ def digests(settings: Settings) -> dict[str, str]:
             raise UserError(f"dvc.lock does not know datasets.{name}: run `dvc repro ingest@{name}` first.")
         found[name] = stage["outs"][0]["md5"]
     return found
+
+
+def code_digest(package: Path) -> str:
+    """Of the Python files of a package, for names of work in progress."""
+    return fingerprint([file.read_text() for file in sorted(package.rglob("*.py"))])
 
 
 def fetch_missing(root: Path, stages: list[str]) -> None:
@@ -73,8 +79,8 @@ def in_checkout(root: Path) -> bool:
     return any((folder / ".git").exists() for folder in (root, *root.parents))
 
 
-def reproduce(root: Path) -> int:
-    """`dvc repro` of a workspace.
+def reproduce(root: Path, stage: str | None = None) -> int:
+    """`dvc repro` of a workspace, or of one stage and of what it depends on.
 
     Returns:
         0, or the exit code of the stage that failed, which has said why.
@@ -86,8 +92,8 @@ def reproduce(root: Path) -> int:
     from dvc.repo import Repo
 
     try:
-        with Repo(str(root)) as repo:
-            repo.reproduce(str(root / "dvc.yaml"))
+        with chdir(root), Repo() as repo:  # DVC wants to be called from inside
+            repo.reproduce(stage or "dvc.yaml")
     except ReproductionError as error:
         exit_code = re.search(r"exited with (\d+)$", str(error.__cause__))
         if exit_code is None:

@@ -7,7 +7,6 @@ imported masm before, the masm that it imports is the one that the model carries
 from __future__ import annotations
 
 import base64
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ import torch
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from scipy.special import expit
 
-from masm.data.faces import CropProfile, ImageError, crop, decode_image, find_face, make_detector
+from masm.data.faces import CropProfile, FaceCropper, find_face
+from masm.data.images import ImageError, decode_image
 from masm.detector import Detector
 from masm.metrics import Calibration
 
@@ -33,12 +33,10 @@ class DetectorModel(PythonModel):
         """Load the merged detector, and the face detector that its crop profile names."""
         self.detector = Detector.load(Path(context.artifacts["detector"]), merged=True).eval()
         card = self.detector.card
-        self.profile = CropProfile(**card["crop"])
         self.threshold = float(card["threshold"])
         self.calibration = Calibration(**card["calibration"])
         weights = context.artifacts.get("face_detector")
-        given = self.profile.detector == "given"
-        self.faces = None if given else make_detector(self.profile, Path(weights) if weights else None)
+        self.cropper = FaceCropper(CropProfile(**card["crop"]), Path(weights) if weights else None)
 
     def predict(
         self,
@@ -78,13 +76,10 @@ class DetectorModel(PythonModel):
             ImageError: no image, or no face in it; the message is the outcome.
         """
         image = decode_image(_from_base64(text))
-        if self.faces is None:
-            height, width = image.shape[:2]
-            return crop(image, np.array([0, 0, width, height]), replace(self.profile, margin=1.0))
-        face = find_face(image, self.faces)
+        face = find_face(image, self.cropper)
         if face is None:
             raise ImageError("no face")
-        return crop(image, face.box, self.profile)
+        return self.cropper.cut(image, face)
 
     def _figures(self, crops: list[np.ndarray]) -> np.ndarray:
         """(n, 3) score, probability and verdict of crops."""

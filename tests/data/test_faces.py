@@ -1,30 +1,28 @@
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
 
+from masm.data.alignment import TEMPLATE
 from masm.data.faces import (
     CascadeDetector,
     CropProfile,
     Detection,
-    ImageError,
+    FaceCropper,
     Jitter,
     YuNetDetector,
     crop,
-    decode_image,
     draw_jitter,
     find_face,
     make_detector,
     make_profile,
     prepare_photograph,
 )
+from masm.data.images import ImageError, decode_image
 from masm.errors import UserError
 
 PROFILE = CropProfile("given", 64, 1.3, None)
@@ -42,12 +40,6 @@ def image() -> np.ndarray:
 @pytest.fixture(scope="module")
 def weights(shared: Path) -> Path:
     return shared / "models" / "face_detection_yunet_2023mar.onnx"
-
-
-def encode(image: np.ndarray, kind: str, **options: int) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(image).save(stream, kind, **options)
-    return stream.getvalue()
 
 
 class TestCrop:
@@ -116,9 +108,77 @@ class TestCrop:
             crop(image, np.float32(box), PROFILE)
 
 
+class TestAlignedCrop:
+    PROFILE = replace(PROFILE, alignment="landmarks", margin=1.5)
+    LANDMARKS = TEMPLATE * 40 + [80, 60]  # of a face box with the centre 80, 60 and the longer side 40
+
+    def test_upright_it_is_the_plain_square(self, image: np.ndarray) -> None:
+        smooth = cv2.GaussianBlur(image, (0, 0), 3)
+        box = np.float32([65, 40, 30, 40])
+        for jitter in (None, Jitter(0.1, -0.05, 0.9, flip=True)):
+            plain = crop(smooth, box, replace(self.PROFILE, alignment="square"), jitter)
+            aligned = crop(smooth, box, self.PROFILE, jitter, self.LANDMARKS)
+            assert np.abs(plain.astype(int) - aligned).mean() < 0.6
+
+    def test_needs_landmarks(self, image: np.ndarray) -> None:
+        with pytest.raises(ImageError, match="no landmarks"):
+            crop(image, np.float32([60, 40, 40, 40]), self.PROFILE)
+
+    def test_a_mask_goes_where_its_image_goes(self, image: np.ndarray) -> None:
+        mask = np.uint8(255 * (image[:, :, 0] > 75))
+        cut = crop(mask, np.float32([60, 40, 40, 40]), self.PROFILE, None, self.LANDMARKS)
+        seen = crop(image, np.float32([60, 40, 40, 40]), self.PROFILE, None, self.LANDMARKS)[:, :, 0]
+        assert cut.shape == (64, 64)
+        assert (cut[seen > 77] == 255).all()
+        assert (cut[seen < 74] == 0).all()
+
+
+class TestCropper:
+    def test_given_takes_the_whole_image_whatever_the_margin_and_alignment(self, image: np.ndarray) -> None:
+        square = image[:120, :120]
+        cropper = FaceCropper(replace(PROFILE, size=60, alignment="landmarks"))
+        face = find_face(square, cropper)
+        assert face is not None
+        assert face.box.tolist() == [0, 0, 120, 120]
+        expected = square.reshape(60, 2, 60, 2, 3).mean(axis=(1, 3))
+        assert np.abs(cropper.cut(square, face) - expected).max() <= 1
+
+    def test_aligned_faces_have_level_eyes_however_the_photograph_was_turned(
+        self, shared: Path, weights: Path
+    ) -> None:
+        cropper = FaceCropper(make_profile("yunet", 224, 1.6, weights, "landmarks"), weights)
+        square = replace(cropper.profile, alignment="square")
+        slopes, sides = [], []
+        for photograph in sorted((shared / "faces" / "london").glob("*_03.jpg"))[::12]:
+            image = cv2.resize(decode_image(photograph.read_bytes()), (640, 640), interpolation=cv2.INTER_AREA)
+            for angle in (-25, 0, 25):
+                turn = cv2.getRotationMatrix2D((320, 320), angle, 1.0)
+                turned = cv2.warpAffine(image, turn, (640, 640), borderMode=cv2.BORDER_REPLICATE)
+                face = find_face(turned, cropper)
+                assert face is not None
+                again = find_face(cropper.cut(turned, face), cropper)
+                assert again is not None
+                assert again.landmarks is not None
+                slopes.append(np.degrees(np.arctan2(*(again.landmarks[1] - again.landmarks[0])[::-1])))
+                if angle == 0:
+                    plain = find_face(crop(turned, face.box, square), cropper)
+                    assert plain is not None
+                    sides.append(again.box[2:].max() / plain.box[2:].max())
+        assert np.abs(slopes).max() < 10
+        assert np.mean(np.abs(slopes)) < 2.5
+        assert np.mean(sides) == pytest.approx(1, rel=0.06)
+
+
 class TestProfile:
     def test_hash_changes_with_every_field(self) -> None:
-        others = {"detector": "cascade", "size": 96, "margin": 1.31, "detector_sha256": "00"}
+        others = {
+            "detector": "cascade",
+            "size": 96,
+            "margin": 1.31,
+            "detector_sha256": "00",
+            "alignment": "landmarks",
+            "frames": 32,
+        }
         hashes = {replace(PROFILE, **{field: value}).hash for field, value in others.items()}
         assert len(hashes | {PROFILE.hash}) == len(others) + 1
         assert replace(PROFILE).hash == PROFILE.hash
@@ -144,55 +204,6 @@ class TestProfile:
             make_detector(profile, junk)
         with pytest.raises(UserError, match="sha256 differs"):
             make_detector(replace(profile, detector_sha256="00"), junk)
-
-
-class TestDecode:
-    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
-    def test_reads_what_was_written(self, image: np.ndarray, kind: str) -> None:
-        ramp = np.repeat(image[:, :, :1], 3, axis=2)
-        found = decode_image(encode(ramp, kind))
-        assert found.shape == ramp.shape
-        assert found.dtype == np.uint8
-        assert np.abs(found.astype(int) - ramp).mean() < 3
-
-    def test_grey_and_turned_images_become_upright_rgb(self, image: np.ndarray) -> None:
-        grey = decode_image(encode(image[:, :, 0], "PNG"))
-        np.testing.assert_array_equal(grey, np.repeat(image[:, :, :1], 3, axis=2))
-        turned = Image.fromarray(image)
-        exif = turned.getexif()
-        exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
-        stream = io.BytesIO()
-        turned.save(stream, "PNG", exif=exif)
-        np.testing.assert_array_equal(decode_image(stream.getvalue()), np.rot90(image, -1))
-
-    @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-    @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
-    def test_truncated(self, image: np.ndarray, kind: str, share: float) -> None:
-        data = encode(image, kind)
-        with pytest.raises(ImageError):
-            decode_image(data[: int(share * len(data))])
-
-    @pytest.mark.parametrize(
-        ("damage", "reason"),
-        [
-            (lambda data: b"", "empty file"),
-            (lambda data: b"<html>not found</html>", "not an image"),
-            (lambda data: data[: len(data) // 2], "truncated"),
-        ],
-    )
-    def test_damage_is_named(self, image: np.ndarray, damage: Callable[[bytes], bytes], reason: str) -> None:
-        with pytest.raises(ImageError, match=reason):
-            decode_image(damage(encode(image, "JPEG")))
-
-    def test_a_flipped_byte_in_a_png(self, image: np.ndarray) -> None:
-        data = bytearray(encode(image, "PNG"))
-        data[len(data) // 2] ^= 0xFF
-        with pytest.raises(ImageError):
-            decode_image(bytes(data))
-
-    def test_sixteen_bits_are_refused_rather_than_clipped(self) -> None:
-        with pytest.raises(ImageError, match="8 bits"):
-            decode_image(encode(np.full((8, 8), 40_000, np.uint16), "PNG"))
 
 
 class TestDetection:

@@ -8,9 +8,10 @@ import cv2
 import numpy as np
 import pytest
 
-from masm.data.faces import Face, YuNetDetector, decode_image, find_face, prepare_photograph
+from masm.data.faces import Face, YuNetDetector, find_face, prepare_photograph
 from masm.data.forge import FORGERIES, NEEDS_LANDMARKS, forge, geometry, pixels, repeat
 from masm.data.forge.methods import Reenact, Scene, Swap, Upsample
+from masm.data.images import decode_image
 from masm.errors import UserError
 
 FIVE = np.float32([[76, 82], [116, 80], [97, 104], [80, 126], [114, 125]])

@@ -1,21 +1,35 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from masm.data import ingest as module
 from masm.data.checks import run_checks
 from masm.data.faces import crop
-from masm.data.ingest import ingest, ingest_photograph, make_recipe, make_tasks
+from masm.data.forged import make_recipe, make_tasks
+from masm.data.ingest import ingest
 from masm.data.table import read_failures, read_table, write_table
-from masm.errors import UserError
+from masm.errors import CheckFailed, UserError
 from masm.settings import Settings, load_settings
 from tests.conftest import ROOT
 from tests.pipeline.workspace import SMALL, edit
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
 def make_settings(folder: Path, **changes: object) -> Settings:
@@ -85,7 +99,8 @@ def test_the_table_does_not_depend_on_the_number_of_processes(
     monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
     settings = make_settings(tmp_path)
     ingest(settings, "selfblend", lambda done, total: None)
-    for name in ("faces-00000.parquet", "failures.parquet"):
+    assert not (settings.root / "data" / "work" / "selfblend").exists()
+    for name in ("faces-00000.parquet", "failures.parquet", "outcomes.json"):
         again = (settings.table("selfblend") / name).read_bytes()
         assert again == (ingested.table("selfblend") / name).read_bytes()
 
@@ -93,11 +108,30 @@ def test_the_table_does_not_depend_on_the_number_of_processes(
 def test_the_stored_crop_is_the_serving_crop(ingested: Settings) -> None:
     """What ingest stores is what `crop` gives for the published image and the recorded box."""
     task = make_tasks(ingested, "denoise")[0]
-    row = ingest_photograph(make_recipe(ingested, "denoise"), task).rows[0]
+    row = task.run().rows[0]
     image = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)
     plain = crop(task.photograph.face().image, np.array(row["bbox"]), make_recipe(ingested, "denoise").profile)
     best = min(np.abs(image.astype(int) - one.astype(int)).mean() for one in (plain, plain[:, ::-1]))
     assert best < 25  # the same face, but for jitter, noise and compression
+
+
+def test_aligned_crops_go_by_the_landmarks(ingested: Settings) -> None:
+    """The faces that are held most at a slant look more like the aligned crop than like the plain one."""
+    recipe = make_recipe(ingested, "denoise")
+    aligned = replace(recipe, profile=replace(recipe.profile, alignment="landmarks"))
+    distances = []
+    for task in make_tasks(ingested, "denoise"):
+        face = task.photograph.face()
+        image = cv2.imdecode(
+            np.frombuffer(replace(task, recipe=aligned).run().rows[0]["image"], np.uint8), cv2.IMREAD_COLOR_RGB
+        )
+        assert face.landmarks is not None
+        eyes = face.landmarks[1] - face.landmarks[0]
+        crops = [crop(face.image, face.box, one.profile, landmarks=face.landmarks) for one in (aligned, recipe)]
+        errors = [min(np.abs(image.astype(int) - view).mean() for view in (one, one[:, ::-1])) for one in crops]
+        distances.append((abs(eyes[1] / eyes[0]), *errors))
+    _, to_aligned, to_plain = np.transpose(sorted(distances)[-4:])
+    assert to_aligned.mean() < to_plain.mean()
 
 
 def test_donors_are_other_people_of_the_same_place(ingested: Settings) -> None:
@@ -163,6 +197,7 @@ def test_corrupt_photographs_are_listed_and_never_replaced(tmp_path: Path) -> No
         faces__source="photographs",
         faces__folder=str(folder),
         crop__detector="cascade",
+        checks__coverage=0.5,
         faces__shares={"train": 0.3, "validate": 0.3, "test": 0.4},
         datasets={
             role: {"role": role, "camera": "compact", "forgeries": ["denoise"]}
@@ -206,3 +241,106 @@ def test_what_does_not_fit_together_is_said(
     with pytest.raises(UserError) as caught:
         ingest(make_settings(tmp_path, **changes), dataset, lambda done, total: None)
     assert says in str(caught.value)
+
+
+def test_too_few_faces_fail_with_the_reason_and_the_work_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = photographs_folder(tmp_path / "people", 12)
+    for file in folder.glob("*_[ce]*.jpg"):
+        file.unlink()
+    for person in range(12):
+        (folder / f"{person:03d}_b.jpg").touch()
+    changes: dict[str, object] = {
+        "faces__source": "photographs",
+        "faces__folder": str(folder),
+        "faces__shares": {"train": 0.4, "validate": 0.3, "test": 0.3},
+        "crop__detector": "cascade",
+        "datasets": {"faces": {"role": "train", "camera": "compact", "forgeries": ["denoise"]}},
+    }
+    settings = make_settings(tmp_path, **changes)
+    with pytest.raises(
+        CheckFailed, match=r"datasets.faces: \d+ of 20 videos gave a face, checks.coverage asks for 95%"
+    ):
+        ingest(settings, "faces", lambda done, total: None)
+    outcomes = json.loads((settings.table("faces") / "outcomes.json").read_text())
+    assert outcomes["unreadable"] == 10  # an empty file of each of 5 people, as real and as fake
+    assert sum(outcomes.values()) == 20
+    started: list[object] = []
+    monkeypatch.setattr(module, "ProcessPoolExecutor", counting(started))
+    ingest(make_settings(tmp_path, **changes, checks__coverage=0.1), "faces", lambda done, total: None)
+    assert started == []
+
+
+def counting(started: list[object]) -> type[ProcessPoolExecutor]:
+    """A pool that keeps what it was given to do."""
+
+    class Pool(ProcessPoolExecutor):
+        def submit(self, function: object, /, *arguments: object, **options: object) -> Any:  # type: ignore[override]
+            started.append(arguments)
+            return super().submit(function, *arguments, **options)  # type: ignore[arg-type]
+
+    return Pool
+
+
+@pytest.mark.slow
+def test_a_killed_ingest_goes_on_where_it_was(
+    ingested: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = make_settings(tmp_path)
+    process = subprocess.Popen([sys.executable, "-m", "pipelines.ingest", "swap"], cwd=tmp_path, env=ENVIRONMENT)
+    parts = wait_for_parts(tmp_path / "data" / "work" / "swap", 3)
+    process.kill()
+    process.wait()
+    wait_until(lambda: not children_of(tmp_path))
+    done = {part: part.stat().st_mtime_ns for part in parts if part.exists()}
+    assert len(done) >= 3
+    assert not settings.table("swap").exists()
+    started: list[object] = []
+    monkeypatch.setattr(module, "ProcessPoolExecutor", counting(started))
+    ingest(settings, "swap", lambda finished, total: None)
+    assert len(started) <= len(make_tasks(settings, "swap")) - len(done)
+    for name in ("faces-00000.parquet", "failures.parquet", "outcomes.json"):
+        assert (settings.table("swap") / name).read_bytes() == (ingested.table("swap") / name).read_bytes()
+
+
+def wait_for_parts(work: Path, count: int) -> list[Path]:
+    wait_until(lambda: len(list(work.glob("*/[0-9]*.parquet"))) >= count)
+    return list(work.glob("*/[0-9]*.parquet"))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def children_of(folder: Path) -> list[int]:
+    """Processes that work in a folder."""
+    return [one.pid for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(folder)]
+
+
+def test_a_full_disk_is_said_and_the_former_table_stays(ingested: Settings, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path)
+    settings.table("denoise").parent.mkdir(parents=True)
+    shutil.copytree(ingested.table("denoise"), settings.table("denoise"))
+
+    def full(jobs: object) -> Iterator[None]:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        yield
+
+    with pytest.raises(UserError, match=r"no space is left below .*: free some; what is done is kept"):
+        ingest(settings, "denoise", lambda done, total: None, full)
+    assert read_table(settings.table("denoise")).equals(read_table(ingested.table("denoise")))
+
+
+@pytest.mark.ray
+def test_a_cluster_gives_the_same_table(ingested: Settings, tmp_path: Path) -> None:
+    from masm.cluster import connected, run_jobs
+
+    settings = make_settings(tmp_path, ray__storage=str(tmp_path / "ray"))
+    with connected(settings.ray, cpus=2):
+        ingest(settings, "denoise", lambda done, total: None, run_jobs)
+    for name in ("faces-00000.parquet", "failures.parquet", "outcomes.json"):
+        assert (settings.table("denoise") / name).read_bytes() == (ingested.table("denoise") / name).read_bytes()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,15 @@ def test_failures_are_kept(tmp_path: Path) -> None:
         "label": 0,
         "method": "real",
         "video_id": "broken",
+        "frame_index": None,
         "identity": "person",
         "outcome": "unreadable",
         "reason": "empty file",
     }
-    write_table(tmp_path / "set", [row(0)], [failure])
-    assert read_failures(tmp_path / "set").to_pylist() == [failure]
+    frame = {**failure, "video_id": "video-0", "frame_index": 3}
+    assert write_table(tmp_path / "set", [row(0), row(1)], [failure, frame]) == {"ok": 2, "unreadable": 1}
+    assert read_failures(tmp_path / "set").to_pylist() == [failure, frame]
+    assert json.loads((tmp_path / "set" / "outcomes.json").read_text()) == {"ok": 2, "unreadable": 1}
 
 
 def test_a_write_that_fails_leaves_the_former_table(tmp_path: Path) -> None:

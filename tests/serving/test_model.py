@@ -24,7 +24,8 @@ import torch
 from mlflow.pyfunc import PyFuncModel
 
 from masm import registry
-from masm.data.faces import CropProfile, YuNetDetector, crop, decode_image, find_face, make_profile
+from masm.data.faces import CropProfile, YuNetDetector, crop, find_face, make_profile
+from masm.data.images import decode_image
 from masm.detector import Detector
 from masm.serving.packaging import ModelFiles, log_model
 from masm.settings import Settings
@@ -126,16 +127,19 @@ def test_photograph_without_a_face_has_that_outcome(tmp_path: Path) -> None:
     assert answer["score"].tolist() == [None]
 
 
-def test_photographs_are_cropped_by_the_face_detector_that_travels(shared: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("alignment", ["square", "landmarks"])
+def test_photographs_are_cropped_as_the_profile_that_travels_says(
+    shared: Path, tmp_path: Path, alignment: str
+) -> None:
     weights = shared / "models" / "face_detection_yunet_2023mar.onnx"
     photograph = min((shared / "faces" / "london").rglob("*.jpg")).read_bytes()
-    profile = make_profile("yunet", SIZE, 1.3, weights)
+    profile = make_profile("yunet", SIZE, 1.3, weights, alignment)
     answer = logged_model(tmp_path, profile, weights).predict(encode(photograph))
     image = decode_image(photograph)
     face = find_face(image, YuNetDetector(weights))
     assert face is not None
     assert answer["outcome"].tolist() == ["ok"]
-    expected = direct_score(tmp_path / "detector", crop(image, face.box, profile))
+    expected = direct_score(tmp_path / "detector", crop(image, face.box, profile, landmarks=face.landmarks))
     assert answer["score"][0] == pytest.approx(expected, abs=1e-6)
 
 

@@ -25,7 +25,7 @@ from masm.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
-PROFILE = CropProfile("given", SIZE, 1.3, None)
+PROFILE = CropProfile("given", SIZE, 1.3, None, frames=32)
 TESTS = ("upsample", "denoise")
 
 

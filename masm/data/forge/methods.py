@@ -188,7 +188,7 @@ class SelfBlend(Method):
 class Upsample(Method):
     """The face enlarged from fewer pixels, as the last layers of a generator do it."""
 
-    factor: Annotated[float, Between(1.25, 1.6)]
+    factor: Annotated[float, Between(1.25, 1.7)]
     kernel: Annotated[str, OneOf(("nearest", "zero_insertion", "bicubic"))]
     imbalance: Annotated[float, Between(-0.01, 0.01)]
     sharpening: Annotated[float, Between(0.2, 0.8)]
@@ -216,7 +216,7 @@ class Denoise(Method):
     """The face without the camera's noise, as a decoder paints it: edges stay, grain goes."""
 
     filter: Annotated[str, OneOf(("bilateral", "guided"))]
-    strength: Annotated[float, Between(10, 25)]
+    strength: Annotated[float, Between(12, 28)]
     sharpening: Annotated[float, Between(0.0, 0.4)]
 
     def render(self, scene: Scene) -> np.ndarray:

@@ -11,18 +11,16 @@ from masm.data.faces import (
     CropProfile,
     Face,
     FaceDetector,
-    ImageError,
-    decode_image,
     find_face,
     make_detector,
     prepare_photograph,
 )
+from masm.data.images import IMAGE_SUFFIXES, ImageError, decode_image
 from masm.data.importers.photograph import Named, Unusable
+from masm.data.index import Stamp, stamp_of
 from masm.data.profile import crop_profile, detector_weights
 from masm.errors import UserError
 from masm.settings import Settings
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,11 @@ def folder_photographs(settings: Settings) -> list[FilePhotograph]:
         )
         for name, file in zip(names, files, strict=True)
     ]
+
+
+def folder_stamps(settings: Settings) -> list[tuple[str, Stamp | None]]:
+    """The name and stamp of every photograph, by which a change of the folder is seen."""
+    return [(photo.name, stamp_of(photo.path)) for photo in folder_photographs(settings)]
 
 
 def _person(file: Path, pattern: str) -> str:

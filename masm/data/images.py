@@ -1,0 +1,64 @@
+"""Image files: decoded strictly, so that what cannot be shown as it was taken is refused with its reason."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+MOST_PIXELS = 2**26
+"""A larger image is taken for a decompression bomb (67 million pixels, 200 MB decoded)."""
+
+
+class ImageError(ValueError):
+    """An image cannot be used; the message is the reason, short enough for a table of failed frames."""
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """Decode an image file's bytes, upright by its EXIF orientation.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: the bytes are empty, not an image, truncated or damaged, a decompression bomb, hold more
+            than one image or more than 8 bits per channel, or have the inks CMYK for colours. Pillow decodes
+            because OpenCV, depending on its version, fills the missing part of a truncated JPEG with grey and
+            says nothing.
+    """
+    if not data:
+        raise ImageError("empty file")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if refusal := _refusal(image):
+                raise ImageError(refusal)
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError("not an image") from None
+    except Image.DecompressionBombError:
+        raise ImageError(_BOMB) from None
+    except (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error) as error:
+        raise ImageError(f"cannot be decoded: {error}") from None
+
+
+_BOMB = f"decompression bomb: more than {MOST_PIXELS} pixels"
+
+
+def _refusal(image: Image.Image) -> str | None:
+    """Why an image's pixels would not be those of the file; only its header is read."""
+    if image.width * image.height > MOST_PIXELS:
+        return _BOMB
+    # Pillow keeps the upper byte of 16-bit colours and clips 16-bit greys, without a word.
+    if image.mode.startswith(("I", "F")) or any("16" in str(tile[3]) for tile in getattr(image, "tile", [])):
+        return "more than 8 bits per channel: save it with 8"
+    if image.mode == "CMYK":
+        return "CMYK, whose colours depend on the printer: save it as RGB"
+    # A phone's JPEG may carry a second view of the same picture (MPO).
+    if image.format != "MPO" and getattr(image, "is_animated", False):
+        return "animated: more than one image in the file"
+    return None

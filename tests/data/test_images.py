@@ -1,0 +1,135 @@
+"""Image files of every kind that users have, good and bad."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from masm.data.images import MOST_PIXELS, ImageError, decode_image
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    """A ramp in x and y with noise in the third channel."""
+    y, x = np.indices((120, 160))
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160))
+    return np.stack([x, y, noise], axis=2).astype(np.uint8)
+
+
+def encode(image: np.ndarray, kind: str, **options: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
+def test_reads_what_was_written(image: np.ndarray, kind: str) -> None:
+    ramp = np.repeat(image[:, :, :1], 3, axis=2)
+    found = decode_image(encode(ramp, kind))
+    assert found.shape == ramp.shape
+    assert found.dtype == np.uint8
+    assert np.abs(found.astype(int) - ramp).mean() < 3
+
+
+def test_grey_and_turned_images_become_upright_rgb(image: np.ndarray) -> None:
+    grey = decode_image(encode(image[:, :, 0], "PNG"))
+    np.testing.assert_array_equal(grey, np.repeat(image[:, :, :1], 3, axis=2))
+    turned = Image.fromarray(image)
+    exif = turned.getexif()
+    exif[0x0112] = 6  # the camera was turned: show it rotated by 90 degrees clockwise
+    stream = io.BytesIO()
+    turned.save(stream, "PNG", exif=exif)
+    np.testing.assert_array_equal(decode_image(stream.getvalue()), np.rot90(image, -1))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
+def test_truncated(image: np.ndarray, kind: str, share: float) -> None:
+    data = encode(image, kind)
+    with pytest.raises(ImageError):
+        decode_image(data[: int(share * len(data))])
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda data: b"", "empty file"),
+        (lambda data: b"<html>not found</html>", "not an image"),
+        (lambda data: data[: len(data) // 2], "truncated"),
+    ],
+)
+def test_damage_is_named(image: np.ndarray, damage: Callable[[bytes], bytes], reason: str) -> None:
+    with pytest.raises(ImageError, match=reason):
+        decode_image(damage(encode(image, "JPEG")))
+
+
+def test_a_flipped_byte_in_a_png(image: np.ndarray) -> None:
+    data = bytearray(encode(image, "PNG"))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(ImageError):
+        decode_image(bytes(data))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_are_refused_rather_than_cut(kind: str, channels: int) -> None:
+    deep = np.full((8, 8, channels), 40_000, np.uint16)
+    data = cv2.imencode(f".{kind.lower()}", deep)[1].tobytes()
+    with pytest.raises(ImageError, match="more than 8 bits"):
+        decode_image(data)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
+def test_cmyk_is_refused_rather_than_guessed(kind: str) -> None:
+    stream = io.BytesIO()
+    Image.new("CMYK", (16, 16), (10, 200, 30, 40)).save(stream, kind)
+    with pytest.raises(ImageError, match="CMYK"):
+        decode_image(stream.getvalue())
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_an_animated_image_is_refused_and_a_still_one_of_its_kind_read(image: np.ndarray, kind: str) -> None:
+    first, second = Image.fromarray(image), Image.fromarray(255 - image)
+    stream = io.BytesIO()
+    first.save(stream, kind, save_all=True, append_images=[second])
+    with pytest.raises(ImageError, match="animated"):
+        decode_image(stream.getvalue())
+    assert decode_image(encode(image, kind)).shape == image.shape
+
+
+def test_a_phones_second_view_does_not_make_an_animation(image: np.ndarray) -> None:
+    ramp = np.repeat(image[:, :, :1], 3, axis=2)
+    stream = io.BytesIO()
+    Image.fromarray(ramp).save(stream, "MPO", save_all=True, append_images=[Image.fromarray(255 - ramp)])
+    assert np.abs(decode_image(stream.getvalue()).astype(int) - ramp).mean() < 3
+
+
+@pytest.mark.parametrize("side", [8193, 30_000])  # below and above what Pillow opens at all
+def test_a_decompression_bomb_is_not_unpacked(side: int) -> None:
+    stream = io.BytesIO()
+    Image.new("1", (side, side)).save(stream, "PNG")
+    assert len(stream.getvalue()) < 200_000
+    with pytest.raises(ImageError, match=f"decompression bomb: more than {MOST_PIXELS} pixels"):
+        decode_image(stream.getvalue())
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # what Pillow says about damaged TIFFs
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"])
+def test_whatever_the_damage_there_is_a_reason_or_an_image(image: np.ndarray, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    data = np.frombuffer(encode(image[:40, :40], kind), np.uint8)
+    refused = 0
+    for _ in range(200):
+        damaged = data.copy()
+        places = rng.integers(0, min(len(data), 400), rng.integers(1, 6))
+        damaged[places] = rng.integers(0, 256, len(places))
+        try:
+            assert decode_image(damaged.tobytes()).dtype == np.uint8
+        except ImageError:
+            refused += 1
+    assert refused > 4
