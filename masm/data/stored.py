@@ -97,7 +97,8 @@ class StoredImages(Sequence[bytes]):
         return taken
 
     def _read(self, number: int, offset: int, length: int) -> bytes:
-        image = os.pread(self._open(number).fileno(), length, offset)
+        file = self._open(number)  # held by this name: what the cache drops meanwhile stays open
+        image = os.pread(file.fileno(), length, offset)
         if len(image) != length:
             raise UserError(f"{self._shards[number].path} is cut short: `dvc checkout` brings it back.")
         return image

@@ -26,6 +26,7 @@ def row(dataset: str, method: str, video: str, frame: int, image: bytes, **colum
         "video_id": video,
         "frame_index": frame,
         "source_clip": video.split("_")[0],  # FaceForensics++: a_b shows a
+        "bbox": [0.0, 0.0, 8.0, 8.0],
         "image": image,
         "sha256": sha256(image),
         "schema_version": SCHEMA_VERSION,
