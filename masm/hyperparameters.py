@@ -10,6 +10,7 @@ from typing import Any
 
 from masm.adapters import AdapterSettings, MaskSettings
 from masm.backbones import load_backbone
+from masm.data.augment import Augmentation
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.settings import Optimisation, Settings
@@ -84,4 +85,5 @@ def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperpara
         lambda_spec=found.lambda_spec,
         mask=mask,
         seed=settings.seed,
+        augmentation=Augmentation(**optimisation.augmentation.model_dump()),
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from masm.data.augment import to_float
-from masm.data.batches import Frames, decode
+from masm.data.frames import Frames
+from masm.data.stored import decoded, in_order
 from masm.detector import Detector
 from masm.metrics import area_under_curve
 
@@ -44,11 +47,11 @@ def fit_probe(detector: Detector, frames: Frames, validation: Frames, batch_size
 
 
 @torch.inference_mode()
-def embed(detector: Detector, images: list[bytes], batch_size: int) -> np.ndarray:
+def embed(detector: Detector, images: Sequence[bytes], batch_size: int) -> np.ndarray:
     """Features (n, D) float64 of encoded images, in their order."""
     detector.eval()
     parts = [
-        detector.embed(to_float(decode(images[start : start + batch_size]).to(detector.device))).double().cpu()
-        for start in range(0, len(images), batch_size)
+        detector.embed(to_float(pixels.to(detector.device))).double().cpu()
+        for pixels in decoded(images, in_order(len(images), batch_size))
     ]
     return torch.cat(parts).numpy()

@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 
 from masm.data.augment import to_float
-from masm.data.batches import decode
-from masm.data.table import read_failures, read_table, table_shards
+from masm.data.stored import decoded, in_order, stored_images
+from masm.data.table import read_failures, read_table
 from masm.detector import Detector
 from masm.settings import Settings
 
@@ -41,16 +40,14 @@ def score(
 def _score_table(
     detector: Detector, settings: Settings, dataset: str, progress: Callable[[int], None]
 ) -> pd.DataFrame:
-    parts = []
-    for shard in table_shards(settings.table(dataset)):
-        with pq.ParquetFile(shard) as file:
-            for batch in file.iter_batches(settings.evaluate.batch_size, columns=[*FACTS, "image"]):
-                rows = batch.drop_columns(["image"]).to_pandas()
-                rows["score"] = probabilities(detector, batch["image"].to_pylist())
-                parts.append(rows)
-                progress(len(rows))
-    scored = pd.concat(parts, ignore_index=True).assign(outcome="ok")
-    failed = read_failures(settings.table(dataset)).to_pandas()
+    table = settings.table(dataset)
+    rows, images = read_table(table, FACTS).to_pandas(), stored_images([table])
+    scores = []
+    for pixels in decoded(images, in_order(len(images), settings.evaluate.batch_size)):
+        scores.append(probabilities(detector, pixels))
+        progress(len(pixels))
+    scored = rows.assign(score=np.concatenate(scores), outcome="ok")
+    failed = read_failures(table).to_pandas()
     failed = failed[failed["frame_index"].isna()]  # of a video that gave faces, a lost frame is no row
     if failed.empty:
         return scored
@@ -83,20 +80,18 @@ def subspace_shares(detector: Detector, settings: Settings, datasets: Sequence[s
 
 def _mean_shares(detector: Detector, settings: Settings, dataset: str, rows: np.ndarray) -> list[float]:
     """Mean shares (K,) over these rows of a dataset's table."""
-    images = read_table(settings.table(dataset), ["image"])["image"].take(rows).to_pylist()
+    images = stored_images([settings.table(dataset)]).take(rows)
     detector.eval()
     parts = [
-        detector.subspace_shares(
-            to_float(decode(images[start : start + settings.evaluate.batch_size])).to(detector.device)
-        )
-        for start in range(0, len(images), settings.evaluate.batch_size)
+        detector.subspace_shares(to_float(pixels).to(detector.device))
+        for pixels in decoded(images, in_order(len(images), settings.evaluate.batch_size))
     ]
     return torch.cat(parts).double().mean(dim=0).tolist()
 
 
 @torch.inference_mode()
-def probabilities(detector: Detector, images: list[bytes]) -> np.ndarray:
-    """Probability of fake (n,) float64 of encoded crops."""
+def probabilities(detector: Detector, images: torch.Tensor) -> np.ndarray:
+    """Probability of fake (n,) float64 of crops (n, 3, S, S) uint8."""
     detector.eval()
-    logits = detector(to_float(decode(images).to(detector.device)))
+    logits = detector(to_float(images.to(detector.device)))
     return torch.sigmoid(logits.double()).cpu().numpy()

@@ -163,6 +163,14 @@ class Mask(Section):
     momentum: Share = Field(description="of the moving averages of the gradients")
 
 
+class Augmentation(Section):
+    """Shares of the training images that are degraded besides, each by a strength of its own (`masm.data.augment`)."""
+
+    blur: float = Field(default=0, ge=0, le=1)
+    noise: float = Field(default=0, ge=0, le=1)
+    jpeg: float = Field(default=0, ge=0, le=1)
+
+
 class Optimisation(Section):
     """One run of the training loop."""
 
@@ -172,6 +180,7 @@ class Optimisation(Section):
     head_lr: float = Field(gt=0)
     weight_decay: float = Field(ge=0, description="of the head; the backbone has none")
     clip_norm: float = Field(gt=0)
+    augmentation: Augmentation = Augmentation()
 
 
 class Uniform(Section):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,8 +22,10 @@ from torch import Tensor, nn
 
 from masm.adapters import LayerMask, MaskSettings, SubspaceLinear, penalty
 from masm.backbones import state_differences
-from masm.data.augment import augment, to_float
-from masm.data.batches import Batch, Frames, decode, method_batches, steps_of_epoch, training_batches
+from masm.data.augment import MILD, Augmentation, augment, to_float
+from masm.data.batches import Batch, method_batches, steps_of_epoch, training_batches
+from masm.data.frames import Frames
+from masm.data.stored import decoded, in_order
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.losses import classification_loss
@@ -38,7 +40,7 @@ class Recipe:
     """One run of the loop: what params.yaml fixes, and what the search found.
 
     `epochs`, `batch_size` (over all workers), `lr`, `head_lr`, `weight_decay` (of the head) and `clip_norm`
-    as in params.yaml; `lambda_orth` and `lambda_spec` weight the two penalties.
+    as in params.yaml, and `augmentation`; `lambda_orth` and `lambda_spec` weight the two penalties.
     """
 
     epochs: int
@@ -51,6 +53,7 @@ class Recipe:
     lambda_spec: float
     mask: MaskSettings
     seed: int
+    augmentation: Augmentation = MILD
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ class Trainer:
         self.detector, self.recipe, self.place = detector, recipe, place
         self.frames, self.validation = frames, validation
         self.layers = detector.layers
+        self._steps = steps_of_epoch(frames, recipe.batch_size)
         self.mask = LayerMask(self.layers, recipe.mask)
         self.optimizer = make_optimizer(detector, recipe.lr, recipe.head_lr, recipe.weight_decay)
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
@@ -101,7 +105,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole run."""
-        return self.recipe.epochs * steps_of_epoch(self.frames, self.recipe.batch_size)
+        return self.recipe.epochs * self._steps
 
     @property
     def finished(self) -> bool:
@@ -120,12 +124,11 @@ class Trainer:
         self.detector.train()
         if self.epoch == 0:
             self._calibrate()
-        steps = self.steps // self.recipe.epochs
         losses = []
-        for step, batch in enumerate(self._batches()):
-            self._set_rates(self.epoch * steps + step)
-            losses.append(self._step(batch, self.epoch * steps + step))
-            on_step(step + 1, steps)
+        for step, batch in enumerate(self._batches(), self.epoch * self._steps):
+            self._set_rates(step)
+            losses.append(self._step(batch, step))
+            on_step(len(losses), self._steps)
         self.epoch += 1
         line = {"epoch": self.epoch, "loss": float(np.mean(losses)), **self._validate()}
         self.history.append(line)
@@ -173,7 +176,8 @@ class Trainer:
         """Gradients of the classification loss, averaged over the workers; returns the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         device = self.detector.device
-        images = augment(batch.images.to(device), batch.samples, self.recipe.seed, self.epoch)
+        recipe = self.recipe
+        images = augment(batch.images.to(device), batch.samples, recipe.seed, self.epoch, recipe.augmentation)
         loss = classification_loss(self._replica(images), batch.labels.to(device))
         loss.backward()
         return loss.detach()
@@ -301,11 +305,11 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 @torch.inference_mode()
-def predict(detector: Detector, images: list[bytes], batch_size: int) -> np.ndarray:
+def predict(detector: Detector, images: Sequence[bytes], batch_size: int) -> np.ndarray:
     """Logits (n,) float64 of encoded images, in their order."""
     detector.eval()
     logits = [
-        detector(to_float(decode(images[start : start + batch_size]).to(detector.device))).double().cpu()
-        for start in range(0, len(images), batch_size)
+        detector(to_float(pixels.to(detector.device))).double().cpu()
+        for pixels in decoded(images, in_order(len(images), batch_size))
     ]
     return torch.cat(logits).numpy()

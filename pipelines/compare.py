@@ -21,7 +21,7 @@ from rich.progress import Progress
 
 from masm import __version__
 from masm.comparison import compare_methods, markdown_table
-from masm.data.batches import Frames, load_frames
+from masm.data.frames import Frames, load_frames
 from masm.data.versions import digests, fetch_missing
 from masm.evaluation import macro_video_auc
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from masm.cluster import connected, discard, work_name
-from masm.data.batches import Frames, load_frames
+from masm.data.frames import Frames, load_frames
 from masm.data.versions import fetch_missing
 from masm.errors import UserError
 from masm.evaluation import macro_video_auc

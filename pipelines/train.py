@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 
 from masm.cluster import connected, discard, work_name
-from masm.data.batches import Frames, load_frames
+from masm.data.frames import Frames, load_frames
 from masm.data.profile import crop_profile
 from masm.data.versions import fetch_missing, in_checkout
 from masm.detector import Detector

@@ -7,8 +7,9 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from masm.data.batches import decode, load_frames
+from masm.data.frames import load_frames
 from masm.data.ingest import ingest
+from masm.data.stored import decode
 from masm.data.table import read_table, write_table
 from masm.errors import UserError
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best

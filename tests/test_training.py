@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from masm.adapters import AdapterSettings, MaskSettings
 from masm.backbones import Backbone, build_backbone
-from masm.data.batches import Frames
+from masm.data.frames import Frames
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.training import ALONE, Place, Recipe, Trainer, learning_rate_factor, predict
@@ -47,8 +47,8 @@ def make_frames(count: int, seed: int) -> Frames:
         noise = rng.normal(128, 30, (16, 16, 3))
         pixels = noise if label else cv2.GaussianBlur(noise, (0, 0), 0.8)
         images.append(cv2.imencode(".png", np.clip(pixels, 0, 255).astype(np.uint8))[1].tobytes())
-    names = np.array([str(i) for i in range(count)])
-    return Frames(images, labels, np.where(labels == 1, "swap", "real"), names)
+    own, one = np.arange(count), np.zeros(count, np.int64)  # each a video of its own, all of one dataset
+    return Frames(images, labels, np.where(labels == 1, "swap", "real"), datasets=one, videos=own, sources=own // 2)
 
 
 def make_trainer(recipe: Recipe = RECIPE, place: Place = ALONE, **how: object) -> Trainer:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 
 from masm.errors import UserError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHARD_BYTES = 128 * 2**20
 """Image bytes after which a new shard is begun (64 to 256 MB read well from object stores)."""
+ROW_GROUP = 256
+"""Rows whose images form one page: what a reader of whole rows holds at once."""
 
 SCHEMA = pa.schema(
     [
@@ -45,6 +47,7 @@ SCHEMA = pa.schema(
         ("forge_parameters", pa.string()),  # JSON; null for reals
         ("attributes", pa.map_(pa.string(), pa.string())),
         ("image", pa.binary()),  # encoded crop
+        ("image_bytes", pa.int32()),  # its length, by which `masm.data.stored` finds it; `write_table` fills it in
         ("sha256", pa.string()),  # of the image bytes
         ("phash", pa.string()),  # perceptual hash of the crop, 64 bits in hex
         ("profile", pa.string()),  # hash of the crop profile
@@ -87,7 +90,7 @@ def write_table(folder: Path, rows: Iterable[dict[str, Any]], failures: Sequence
 
     Args:
         folder: replaced if it is there.
-        rows: one for each frame, with the columns of `SCHEMA`.
+        rows: one for each frame, with the columns of `SCHEMA` but for image_bytes.
         failures: what could not be taken in, with the columns of `FAILURES_SCHEMA`.
 
     Returns:
@@ -100,8 +103,7 @@ def write_table(folder: Path, rows: Iterable[dict[str, Any]], failures: Sequence
     try:
         for number, shard in enumerate(_shards(rows)):
             taken.update((row["method"], row["video_id"]) for row in shard)
-            table = pa.Table.from_pylist(shard, schema=SCHEMA)
-            pq.write_table(table, partial / f"faces-{number:05d}.parquet", compression="zstd")
+            _write_shard(pa.Table.from_pylist(shard, schema=SCHEMA), partial / f"faces-{number:05d}.parquet")
         side = pa.Table.from_pylist(list(failures), schema=FAILURES_SCHEMA)
         pq.write_table(side, partial / "failures.parquet", compression="zstd")
         lost = Counter(failure["outcome"] for failure in failures if failure.get("frame_index") is None)
@@ -118,13 +120,35 @@ def _shards(rows: Iterable[dict[str, Any]]) -> Iterable[list[dict[str, Any]]]:
     shard: list[dict[str, Any]] = []
     size = 0
     for row in rows:
-        shard.append(row)
+        shard.append({**row, "image_bytes": len(row["image"])})
         size += len(row["image"])
         if size >= SHARD_BYTES:
             yield shard
             shard, size = [], 0
     if shard:
         yield shard
+
+
+def _write_shard(table: pa.Table, path: Path) -> None:
+    """Write rows so that the images, which are compressed already, lie end to end, a row group's in one page.
+
+    That is what `masm.data.stored` relies on to read one image without its neighbours.
+    """
+    others = [leaf for leaf in _leaves(table.schema) if leaf != "image"]
+    compression = {"image": "none", **dict.fromkeys(others, "zstd")}
+    one_page = 2**31 - 1
+    pq.write_table(
+        table, path, row_group_size=ROW_GROUP, data_page_size=one_page, compression=compression,
+        use_dictionary=others, write_statistics=others,
+    )  # fmt: skip
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The Parquet names of a schema's columns: a list is the column of its elements, a map two."""
+    stream = pa.BufferOutputStream()
+    pq.write_metadata(schema, stream)
+    columns = pq.read_metadata(pa.BufferReader(stream.getvalue())).schema
+    return [columns.column(index).path for index in range(len(columns.names))]
 
 
 def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> pa.Table:
@@ -138,15 +162,21 @@ def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | 
     Raises:
         UserError: the folder is missing, empty, or of another schema version.
     """
+    return pa.concat_tables(read_shards(folder, columns, split))
+
+
+def read_shards(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> Iterator[pa.Table]:
+    """The rows of a face table shard by shard, as `read_table` gives them; by one thread, which spares memory."""
     shards = table_shards(folder)
+    filters = None if split is None else [("split", "=", split)]
     try:
         version = pq.read_table(shards[0], columns=["schema_version"])["schema_version"][0].as_py()
         if version != SCHEMA_VERSION:
             raise UserError(
                 f"{folder} has schema version {version}, this masm reads {SCHEMA_VERSION}: ingest it anew."
             )
-        filters = None if split is None else [("split", "=", split)]
-        return pq.read_table(shards, columns=columns, filters=filters)
+        for shard in shards:
+            yield pq.read_table(shard, columns=columns, filters=filters, use_threads=False, pre_buffer=False)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{folder} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
 

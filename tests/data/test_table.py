@@ -37,6 +37,7 @@ def row(index: int, split: str = "train", size: int = 10) -> dict[str, Any]:
         "forge_parameters": None,
         "attributes": [("camera", "compact")],
         "image": image,
+        "image_bytes": size,
         "sha256": sha256(image),
         "phash": "0" * 16,
         "profile": "p",

@@ -19,7 +19,7 @@ from masm.adapters import AdapterSettings
 from masm.backbones import Backbone, build_backbone
 from masm.data.faces import CropProfile
 from masm.data.findings import Finding, write_findings
-from masm.data.table import SCHEMA, write_table
+from masm.data.table import SCHEMA, SCHEMA_VERSION, write_table
 from masm.detector import Detector
 from masm.scoring import score
 from masm.settings import Settings, load_settings
@@ -96,7 +96,7 @@ def _row(dataset: str, number: int, video: int) -> dict[str, object]:
         "frame_index": 0,
         "identity": f"p{video}",
         "image": random_crop(number, video),
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
     }
 
 
