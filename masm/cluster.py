@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import ray
 from pyarrow.fs import FileSystem, FileType
 from ray.exceptions import RayTaskError
 
-from masm.data.ingest import AHEAD, Jobs, write_part
-from masm.data.rows import Outcome, Task
 from masm.data.versions import code_digest, digests
 from masm.errors import UserError
 from masm.settings import Ray, Settings, fingerprint
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 PACKAGE = Path(__file__).parent
+AHEAD = 4
+"""Items in hand for each CPU: enough that none waits, few enough to stay small."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray started in the process: enough for the frames of the demo, small enough for a laptop."""
 
@@ -64,36 +68,30 @@ def connected(settings: Ray, cpus: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def run_jobs(jobs: Jobs) -> Iterator[None]:
-    """Run ingest's tasks on the connected cluster; one item for each that is done.
+def run_remotely(run: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
+    """Run a function on the connected cluster, a few items ahead for each CPU.
 
-    The nodes open the raw files at the same paths as this machine, which alone writes the parts.
+    Yields:
+        Each item with its result, in the order in which they are done.
 
     Raises:
-        UserError: as the tasks do.
+        Exception: what `run` raised.
     """
-    run = ray.remote(_run_task)
-    running: dict[ray.ObjectRef, Path] = {}
+    remote = ray.remote(run)
+    running: dict[ray.ObjectRef, Item] = {}
     limit = AHEAD * int(ray.cluster_resources()["CPU"])
-    for task, part in jobs:
-        running[run.remote(task)] = part
+    for item in items:
+        running[remote.remote(item)] = item
         if len(running) >= limit:
-            _finish_one(running)
-            yield
+            yield _first_done(running)
     while running:
-        _finish_one(running)
-        yield
+        yield _first_done(running)
 
 
-def _run_task(task: Task) -> Outcome:
-    return task.run()
-
-
-def _finish_one(running: dict[ray.ObjectRef, Path]) -> None:
-    """Write the part of the task that is done first."""
+def _first_done(running: dict[ray.ObjectRef, Item]) -> tuple[Item, Any]:
     (done,), _ = ray.wait(list(running))
     try:
-        write_part(running.pop(done), ray.get(done))
+        return running.pop(done), ray.get(done)
     except RayTaskError as error:
         raise error.cause from None
 

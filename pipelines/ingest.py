@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import Progress
 
-from masm.data.ingest import Jobs, ingest, run_in_processes
+from masm.data.ingest import Jobs, ingest, outcome_of, run_in_processes, write_part
 from masm.errors import UserError
 from masm.settings import Settings
 from pipelines import run_stage
@@ -44,10 +44,19 @@ def _workers(settings: Settings) -> Iterator[Callable[[Jobs], Iterator[None]]]:
     if settings.ray.address is None:
         yield run_in_processes
         return
-    from masm.cluster import connected, run_jobs  # Ray's import takes longer than the ingest of a small dataset
+    from masm.cluster import connected  # Ray's import takes longer than the ingest of a small dataset
 
     with connected(settings.ray, cpus=1):
-        yield run_jobs
+        yield run_on_cluster
+
+
+def run_on_cluster(jobs: Jobs) -> Iterator[None]:
+    """Run tasks on the connected cluster, whose nodes open the raw files at the same paths; parts are written here."""
+    from masm.cluster import run_remotely
+
+    for (_, part), outcome in run_remotely(outcome_of, jobs):
+        write_part(part, outcome)
+        yield
 
 
 def dataset_argument() -> str:

@@ -87,7 +87,7 @@ def ingest(
         settings: all of params.yaml.
         dataset: a name of its `datasets` section.
         progress: called with photographs or videos done, and with how many there are.
-        run_jobs: leaves all parts, and gives an item for each: `run_in_processes`, or `masm.cluster.run_jobs`.
+        run_jobs: leaves all parts, and gives an item for each; by processes of this machine where not given.
 
     Raises:
         UserError: the dataset is unknown, or its settings do not fit together.
@@ -165,6 +165,11 @@ def _start_worker() -> None:
 
 def _run(task: Task, part: Path) -> None:
     write_part(part, task.run())
+
+
+def outcome_of(job: tuple[Task, Path]) -> Outcome:
+    """Run a task elsewhere, whose part the caller writes."""
+    return job[0].run()
 
 
 def write_part(part: Path, outcome: Outcome) -> None:

@@ -293,10 +293,11 @@ def test_a_full_disk_is_said_and_the_former_table_stays(ingested: Settings, tmp_
 
 @pytest.mark.ray
 def test_a_cluster_gives_the_same_table(ingested: Settings, tmp_path: Path) -> None:
-    from masm.cluster import connected, run_jobs
+    from masm.cluster import connected
+    from pipelines.ingest import run_on_cluster
 
     settings = make_settings(tmp_path, ray__storage=str(tmp_path / "ray"))
     with connected(settings.ray, cpus=2):
-        ingest(settings, "denoise", lambda done, total: None, run_jobs)
+        ingest(settings, "denoise", lambda done, total: None, run_on_cluster)
     for name in ("faces-00000.parquet", "failures.parquet", "outcomes.json"):
         assert (settings.table("denoise") / name).read_bytes() == (ingested.table("denoise") / name).read_bytes()
