@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -81,9 +81,7 @@ def data_import(
     role: Annotated[Role, typer.Option(help="What the dataset is for.")] = "test",
     root: Annotated[Path | None, typer.Option(help="Where the paths in a manifest begin.")] = None,
     splits: Annotated[str | None, typer.Option(help="Splits of the layout that are taken, as in train,val.")] = None,
-    split: Annotated[
-        Literal["official", "strict"], typer.Option(help="strict: leave out what straddles the layout's splits.")
-    ] = "official",
+    strict: Annotated[bool, typer.Option("--strict", help="Leave out what straddles the layout's splits.")] = False,
     compression: Annotated[str | None, typer.Option(help="Of FaceForensics++: raw, c23 or c40.")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV file with the labels of `videos`.")] = None,
     params: ParamsOption = Path("params.yaml"),
@@ -94,9 +92,13 @@ def data_import(
     from masm.data.importing import Request, import_dataset
     from masm.data.versions import reproduce
 
+    if params.name != "params.yaml":
+        raise UserError(
+            f"--params {params}: the stages read params.yaml, and the import writes its entry there alone."
+        )
     settings = load_settings(params)
     chosen = None if splits is None else tuple(splits.split(","))
-    request = Request(layout, path, name, role, root, chosen, split == "strict", compression, labels)
+    request = Request(layout, path, name, role, root, chosen, strict, compression, labels)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"import {name}", total=None)
         found = import_dataset(settings, request, lambda done, total: bar.update(task, completed=done, total=total))

@@ -85,7 +85,7 @@ class ImportedDataset(Section):
     """A face table from videos or crops that exist; `masm data import` writes the entry and the index."""
 
     role: Role
-    index: Path = Field(description="what the import found, one row per video")
+    index: Path = Field(description="what the import found, one row per video; a file that git tracks")
     digest: str = Field(description="of the index: by it DVC sees that other data were imported")
     splits: tuple[Split, ...] = Field(min_length=1, description="of the layout, that the dataset takes")
 

@@ -59,6 +59,7 @@ def test_name_and_arguments_build_the_same_architecture(full_size: tuple[Path, d
 
 
 def test_missing_and_unexpected_keys_are_named(full_size: tuple[Path, dict], tmp_path: Path) -> None:
+    """Defect 7 of the reference benchmark: what a file lacks stays random, without an error."""
     weights = dict(full_size[1])
     del weights["blocks.3.attn.qkv.weight"]
     weights["decoder.weight"] = torch.zeros(1)
@@ -91,6 +92,7 @@ def test_a_file_of_another_model_is_an_error(full_size: tuple[Path, dict]) -> No
     ],
 )
 def test_wrong_names_say_what_to_do(name: str, weights: str, message: str) -> None:
+    """Defect 7 of the reference benchmark: without its weight file a model is random."""
     with pytest.raises(UserError, match=message):
         load_backbone(name, weights, 64)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 
 def test_every_frame_is_scored_once_and_in_its_place(settings: Settings) -> None:
+    """Defect 8 of the reference benchmark: frames are dropped or doubled where batches do not divide them."""
     detector = build_detector(settings, Hyperparameters(2, 2, 0.5, 0.1, 0.1))
     counted: list[int] = []
     scores = score(detector, settings, ["upsample", "swap"], counted.append)
@@ -44,6 +46,34 @@ def test_every_frame_is_scored_once_and_in_its_place(settings: Settings) -> None
         with torch.inference_mode():
             logits = detector.eval()(decode(table["image"].tolist()).float() / 255)
         np.testing.assert_allclose(own["score"], torch.sigmoid(logits.double()).numpy(), atol=1e-6)
+
+
+def test_scoring_keeps_no_feature_maps(settings: Settings, tmp_path: Path) -> None:
+    """Defect 6 of the reference benchmark: of eight times the frames nothing is kept but their scores."""
+    rows = read_table(settings.table("upsample")).to_pylist()
+    larger = settings.model_copy(update={"root": tmp_path})
+    copies = [{**row, "video_id": f"{row['video_id']}-{copy}"} for copy in range(8) for row in rows]
+    write_table(larger.table("upsample"), copies, [])
+    detector = build_detector(settings, None)
+
+    def most_bytes(workspace: Settings) -> int:
+        """Of all features and weights that live at the end of a batch; pixels are uint8."""
+        seen: list[int] = []
+
+        def count(done: int) -> None:
+            tensors = (one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter))
+            seen.append(sum(one.nbytes for one in tensors if one.is_floating_point()))
+
+        score(detector, workspace, ["upsample"], count)
+        return max(seen)
+
+    few = most_bytes(settings)
+    scores = 8 * (len(copies) - len(rows))  # float64: what grows by right
+    assert most_bytes(larger) <= few + scores
+    kept: list[torch.Tensor] = []
+    hook = detector.backbone.register_forward_hook(lambda module, given, features: kept.append(features))
+    assert most_bytes(larger) > few + scores  # had they been kept, this test would see it
+    hook.remove()
 
 
 def test_shares_are_means_over_evenly_spaced_frames(settings: Settings) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from masm.data.confounding import COLUMNS as SOURCE_COLUMNS
 from masm.data.confounding import confounds
 from masm.data.findings import Finding
+from masm.data.index import forged_methods
 from masm.data.leakage import HEX, look_alikes, read_frames, same_images, shared_names
 from masm.data.table import read_table
 from masm.settings import ROLE_SPLITS, ForgedDataset, ImportedDataset, Settings, Severities
@@ -60,8 +60,7 @@ def methods_of(settings: Settings, dataset: str) -> list[str]:
     if isinstance(entry, ForgedDataset):
         return list(entry.forgeries)
     assert isinstance(entry, ImportedDataset)
-    index = pq.read_table(settings.path(entry.index), columns=["method"], filters=[("label", "=", 1)])
-    return sorted(index["method"].unique().to_pylist())
+    return forged_methods(settings.path(entry.index))
 
 
 def _context(docs: Path) -> Any:

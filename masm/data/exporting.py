@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +35,8 @@ class Exported:
 def export_manifest(settings: Settings, dataset: str, path: Path) -> Exported:
     """Write the manifest of an imported dataset, over the files that it was imported from.
 
-    A dataset that came from such a manifest gives the same one, with frames in their order and / as separator.
+    A dataset that came from such a manifest gives the same one, with frames in their order and / as separator, but for
+    what the import changed: other compressions and what a strict split excluded are left out, val may be held out.
 
     Raises:
         UserError: the dataset is none that was imported, or it was from videos.
@@ -55,19 +58,38 @@ def export_manifest(settings: Settings, dataset: str, path: Path) -> Exported:
 def export_crops(settings: Settings, dataset: str, folder: Path) -> Exported:
     """Write the crops of a face table as PNG files, and their manifest.
 
+    FOLDER/DATASET appears only when it is whole.
+
     Raises:
-        UserError: there is no such dataset, or no table of it.
+        UserError: there is no such dataset, no table of it, FOLDER/DATASET is there already, or two videos would get
+            one folder.
     """
     _chosen(settings, dataset)
-    clips: dict[tuple[str, str, str], Clip] = {}
-    for row in _rows(settings.table(dataset)):
-        key = (row["split"], row["method"], row["video_id"])
-        clip = clips.get(key) or _clip(row)
-        place = folder / dataset / _file_name(row["method"])
-        name = Path(_file_name(row["video_id"]), f"{row['frame_index']:03d}.png")
-        frame = _store(place / "frames" / name, row["image"])
-        mask = () if row["mask"] is None else (_store(place / "masks" / name, row["mask"]),)
-        clips[key] = replace(clip, files=(*clip.files, frame), masks=(*clip.masks, *mask))
+    place = folder / dataset
+    if place.exists():
+        raise UserError(f"there is something at {place} already: move it away, or export into another folder.")
+    clips: dict[tuple[str, str], Clip] = {}
+    partial = place.with_name(f".{dataset}.partial-{os.getpid()}")
+    try:
+        for row in _rows(settings.table(dataset)):
+            parts = (_file_name(row["method"]), _file_name(row["video_id"]))
+            clip = clips.get(parts) or _clip(row)
+            if (clip.method, clip.video_id) != (row["method"], row["video_id"]):
+                raise UserError(
+                    f"the videos {clip.method}/{clip.video_id} and {row['method']}/{row['video_id']} of "
+                    f"datasets.{dataset} would both be {'/'.join(parts)}: rename one, and import them again."
+                )
+            name = f"{row['frame_index']:03d}.png"
+            frame, mask = (Path(parts[0], kind, parts[1], name) for kind in ("frames", "masks"))
+            _store(partial / frame, row["image"])
+            clip = replace(clip, files=(*clip.files, place / frame))
+            if row["mask"] is not None:
+                _store(partial / mask, row["mask"])
+                clip = replace(clip, masks=(*clip.masks, place / mask))
+            clips[parts] = clip
+        partial.rename(place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     path = folder / f"{dataset}.json"
     _write(path, manifest(clips.values(), dataset, folder))
     return Exported(path, folder)
@@ -91,10 +113,9 @@ def _clip(row: dict[str, Any]) -> Clip:
     return Clip(**{name: row[name] for name in FACTS}, sources=tuple(row["sources"]), files=())
 
 
-def _store(path: Path, data: bytes) -> Path:
+def _store(path: Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    return path
 
 
 def _file_name(text: str) -> str:
@@ -104,4 +125,9 @@ def _file_name(text: str) -> str:
 
 def _write(path: Path, tree: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(tree, indent=1) + "\n")
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.write_text(json.dumps(tree, indent=1) + "\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

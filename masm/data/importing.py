@@ -69,7 +69,7 @@ class Imported:
 
 
 def import_dataset(settings: Settings, request: Request, progress: Callable[[int, int], None]) -> Imported:
-    """Write data/indices/NAME.parquet and the entry datasets.NAME of params.yaml.
+    """Write indices/NAME.parquet and the entry datasets.NAME of params.yaml.
 
     Args:
         settings: all of params.yaml, into whose folder the index goes.
@@ -94,7 +94,7 @@ def import_dataset(settings: Settings, request: Request, progress: Callable[[int
     if missing == len(files):
         first = next((path for clip in clips for path in clip.files), "a file")
         raise UserError(f"none of the {len(files)} files of {request.path} is there, such as {first}: give --root.")
-    index = settings.root / "data" / "indices" / f"{request.name}.parquet"
+    index = settings.root / "indices" / f"{request.name}.parquet"
     digest = write_index(index, indexed, root)
     place = index.relative_to(settings.root)
     entry = ImportedDataset.model_validate({"role": request.role, "index": place, "digest": digest, "splits": splits})
@@ -167,7 +167,26 @@ def _read(request: Request, source: Source, notes: Notes) -> list[Clip]:
         split, method, video = min(repeated)
         where = f"{split or 'no split'}, {method}"
         raise UserError(f"{request.path}: {len(repeated)} videos stand there twice, such as {video} ({where}).")
+    _check_files(request, clips)
     return clips
+
+
+def _check_files(request: Request, clips: Sequence[Clip]) -> None:
+    """A file belongs to one video, which may stand in several splits."""
+    owners: dict[Path, tuple[str, str]] = {}
+    shared = [
+        (file, owner, clip)
+        for clip in clips
+        for file in clip.files
+        if (owner := owners.setdefault(file, (clip.method, clip.video_id))) != (clip.method, clip.video_id)
+    ]
+    if shared:
+        file, owner, clip = shared[0]
+        count = len({file for file, *_ in shared})
+        raise UserError(
+            f"{request.path}: {count} files belong to two videos, such as {file} to {'/'.join(owner)} and "
+            f"{clip.method}/{clip.video_id}: leave them in one."
+        )
 
 
 def _split(settings: Settings, request: Request, clips: list[Clip], notes: Notes) -> list[Clip]:
@@ -182,6 +201,12 @@ def _split(settings: Settings, request: Request, clips: list[Clip], notes: Notes
     if request.role == "train" and not any(clip.split == "val" for clip in clips):
         clips = hold_out(clips, settings.faces.validation_share, settings.seed)
         held = sum(clip.split == "val" for clip in clips)
+        labels = {split: {clip.label for clip in clips if clip.split == split} for split in ("train", "val")}
+        if labels["val"] != labels["train"] | labels["val"]:
+            raise UserError(
+                f"{request.path} has no val, and of its train videos none of one class can be held out as val without "
+                f"parting a recording or a person: change faces.validation_share ({settings.faces.validation_share})."
+            )
         notes["train videos held out as val (faces.validation_share)"] += held
     return clips
 
@@ -192,6 +217,8 @@ def _check_splits(request: Request, clips: Sequence[Clip]) -> tuple[str, ...]:
     splits = ROLE_SPLITS[request.role] if takes_val_too or not request.splits else request.splits
     if unknown := set(splits) - set(ROLE_SPLITS["train"] if request.role == "train" else SPLITS):
         raise UserError(f"--splits: a {request.role} dataset cannot take {min(unknown)!r}.")
+    if request.role == "train" and "train" not in splits:
+        raise UserError(f"--splits: a train dataset takes train, not {' and '.join(splits)} alone.")
     # Each split of a train dataset is used on its own, those of the others together.
     for group in [(split,) for split in splits] if request.role == "train" else [splits]:
         labels = {clip.label for clip in clips if clip.split in group}
@@ -206,7 +233,7 @@ def _check_splits(request: Request, clips: Sequence[Clip]) -> tuple[str, ...]:
     if repeated := [video for (_, video), count in taken.items() if count > 1]:
         raise UserError(
             f"{request.path} has {len(repeated)} videos, such as {min(repeated)}, in more than one of "
-            f"{', '.join(splits)}: take one with --splits, or each video once with --split strict."
+            f"{', '.join(splits)}: take one with --splits, or each video once with --strict."
         )
     return tuple(splits)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from masm.errors import UserError
@@ -167,6 +168,13 @@ def count_splits(path: Path) -> dict[str, int]:
     with _opened(path) as file:
         counts = file.read(columns=["split"])["split"].value_counts().to_pylist()
     return {entry["values"]: entry["counts"] for entry in counts}
+
+
+def forged_methods(path: Path) -> list[str]:
+    """The methods of the fakes, sorted."""
+    with _opened(path) as file:
+        rows = file.read(columns=["label", "method"])
+    return sorted(rows.filter(pc.field("label") == 1)["method"].unique().to_pylist())
 
 
 def _opened(path: Path) -> pq.ParquetFile:

@@ -121,12 +121,16 @@ def _ingest(
         progress(done, count)
     failures = [failure for part in parts for failure in _failures(part)]
     outcomes = write_table(settings.table(dataset), _rows(parts), failures)
-    if not outcomes.get("ok"):
-        reason = f"the first: {failures[0]['reason']}" if failures else "nothing has its role"
-        shutil.rmtree(settings.table(dataset))
-        raise UserError(f"datasets.{dataset} got no face from {count} photographs or videos; {reason}.")
+    try:
+        if not outcomes.get("ok"):
+            reason = f"the first: {failures[0]['reason']}" if failures else "nothing has its role"
+            shutil.rmtree(settings.table(dataset))
+            raise UserError(f"datasets.{dataset} got no face from {count} photographs or videos; {reason}.")
+        _check_coverage(settings, dataset, outcomes, failures)
+    except (UserError, CheckFailed):
+        _drop_failed(parts)
+        raise
     frames = sum(pq.read_metadata(part).num_rows for part in parts)
-    _check_coverage(settings, dataset, outcomes, failures)
     shutil.rmtree(work.parent)
     return Summary(outcomes, frames, failures)
 
@@ -190,6 +194,13 @@ def _rows(parts: Iterable[Path]) -> Iterator[dict[str, Any]]:
 
 def _failures(part: Path) -> list[dict[str, Any]]:
     return json.loads(pq.read_schema(part).metadata[b"failures"])
+
+
+def _drop_failed(parts: Iterable[Path]) -> None:
+    """Let the next ingest try again what failed as a whole: a repaired permission changes neither size nor time."""
+    for part in parts:
+        if any(failure["frame_index"] is None for failure in _failures(part)):
+            part.unlink()
 
 
 def _check_coverage(

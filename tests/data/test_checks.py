@@ -10,7 +10,7 @@ import pytest
 from masm.data.checks import ALL, methods_of, run_checks
 from masm.data.findings import Finding, confounded_datasets, write_findings
 from masm.data.index import Clip, IndexedClip, write_index
-from masm.errors import CheckFailed
+from masm.errors import CheckFailed, UserError
 from masm.settings import Settings
 from pipelines import validate
 from tests.data.tables import DATASETS, FORGED, Row, make_settings, write_tables
@@ -139,6 +139,9 @@ def test_methods_of_an_imported_dataset_are_those_of_its_index(tmp_path: Path) -
     settings = make_settings(tmp_path, {"judge": entry, "made": {"role": "test", **FORGED}})
     assert methods_of(settings, "judge") == ["DF", "NT"]
     assert methods_of(settings, "made") == ["swap"]
+    (tmp_path / "index.parquet").unlink()
+    with pytest.raises(UserError, match="there is no index at"):
+        methods_of(settings, "judge")
 
 
 def test_the_first_of_many_signs_stands_for_all(tmp_path: Path) -> None:

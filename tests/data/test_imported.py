@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from masm.data.faces import CropProfile
 from masm.data.imported import count_tasks, make_tasks
 from masm.data.importers.photograph import Unusable
 from masm.data.importing import Request, import_dataset
+from masm.data.ingest import Jobs, ingest, write_part
 from masm.data.table import SCHEMA, sha256
-from masm.errors import UserError
+from masm.errors import CheckFailed, UserError
 from masm.settings import Settings, load_settings
 from tests.conftest import ROOT
 from tests.data.importers.trees import ffpp_tree, touch
+from tests.pipeline.workspace import SMALL, edit
 
 
 @pytest.fixture
@@ -111,8 +114,48 @@ def test_a_file_that_changed_stops_the_ingest(settings: Settings, tmp_path: Path
         task.run()
 
 
+def test_a_file_that_was_repaired_is_tried_again(tmp_path: Path) -> None:
+    """A permission or a disk that is repaired changes neither size nor time, nor do these bytes."""
+    folder, images = tmp_path / "workspace", tmp_path / "images"
+    folder.mkdir()
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    edit(folder / "params.yaml", {**SMALL, "crop.detector": "given"})
+    for number in range(8):
+        picture = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+        path = images / "test" / ("real", "fake")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), picture)
+    sound, stamp = path.read_bytes(), path.stat()
+
+    def store(data: bytes) -> None:
+        path.write_bytes(data)
+        os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+    store(bytes(len(sound)))
+    import_dataset(
+        load_settings(folder / "params.yaml"), Request("imagefolder", images, "mine", "test"), lambda done, total: None
+    )
+    settings = load_settings(folder / "params.yaml")
+    tried: list[str] = []
+
+    def run_jobs(jobs: Jobs) -> Iterator[None]:
+        for task, part in jobs:
+            assert isinstance(task, imported.Task)
+            tried.append(task.indexed.clip.video_id)
+            write_part(part, task.run())
+            yield
+
+    with pytest.raises(CheckFailed, match="7 of 8 videos gave a face"):
+        ingest(settings, "mine", lambda done, total: None, run_jobs)
+    assert len(tried) == 8
+    store(sound)
+    tried.clear()
+    assert ingest(settings, "mine", lambda done, total: None, run_jobs).outcomes == {"ok": 8}
+    assert tried == ["7"]
+
+
 def test_an_index_that_is_not_the_one_of_params_is_refused(settings: Settings) -> None:
-    index = settings.root / "data" / "indices"
+    index = settings.root / "indices"
     (index / "ff-test.parquet").unlink()
     with pytest.raises(UserError, match="there is no index at"):
         list(make_tasks(settings, "ff-test"))

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from masm.cli import app
 from masm.data.exporting import export_manifest
 from masm.data.importing import Imported, Request, import_dataset
 from masm.data.index import read_index
@@ -34,7 +36,7 @@ def test_the_entry_is_added_and_the_rest_of_params_stays(workspace: Path, tmp_pa
     before = (workspace / "params.yaml").read_text()
     found = bring_in(workspace, "ffpp", ffpp_tree(tmp_path / "ff"), role="train")
     after = (workspace / "params.yaml").read_text()
-    entry = f"role: train, index: data/indices/mine.parquet, digest: {found.entry.digest}, splits: [train, val]"
+    entry = f"role: train, index: indices/mine.parquet, digest: {found.entry.digest}, splits: [train, val]"
     *_, last = [line for line in before.splitlines() if line.startswith("  second-camera:")]
     assert after.splitlines()[after.splitlines().index(last) + 1] == f"  mine: {{{entry}}}"
     assert after.replace(f"  mine: {{{entry}}}\n", "").split() == before.split()  # comments, too; but for line breaks
@@ -125,6 +127,7 @@ def two_classes(folder: Path) -> Path:
         ({"path": "nowhere"}, "there is nothing at"),
         ({"role": "validate"}, "has no videos of val, it has test"),
         ({"role": "train", "splits": ("train", "test")}, "a train dataset cannot take 'test'"),
+        ({"role": "train", "splits": ("val",)}, "a train dataset takes train, not val alone"),
         ({"splits": ("tests",)}, "a test dataset cannot take 'tests'"),
         ({"remove": "test/fake/b.png"}, "has only reals in test"),
         ({"repeat": "test/fake/b.jpg"}, "1 videos stand there twice, such as b (test, fake)"),
@@ -147,7 +150,37 @@ def test_what_cannot_be_imported_is_said_and_nothing_is_written(
         bring_in(workspace, layout, path, **options)
     assert says in str(caught.value)
     assert (workspace / "params.yaml").read_text() == before
-    assert not (workspace / "data").exists()
+    assert not (workspace / "indices").exists()
+
+
+def test_a_train_set_of_which_nothing_can_be_held_out_is_said(workspace: Path, tmp_path: Path) -> None:
+    for name in ("train/real/a.png", "train/fake/b.png"):
+        touch(tmp_path / "in" / name)
+    with pytest.raises(UserError, match=r"none of one class can be held out .* faces\.validation_share \(0\.15\)"):
+        bring_in(workspace, "imagefolder", tmp_path / "in", role="train")
+
+
+@pytest.mark.parametrize("split", ["test", "train"])
+def test_a_file_of_two_videos_is_refused(workspace: Path, tmp_path: Path, split: str) -> None:
+    """Else one picture would be real and fake."""
+    listed = {"set_Real": ("test", ["a/0.png", "a/1.png"]), "set_Fake": (split, ["a/1.png", "b/0.png"])}
+    tree: dict[str, object] = {
+        "set": {key: {where: {"v": {"label": key, "frames": files}}} for key, (where, files) in listed.items()}
+    }
+    manifest = store_manifest(tmp_path / "bench", tree)
+    with pytest.raises(UserError, match=r"1 files belong to two videos, such as .*/a/1\.png to real/v and set/v"):
+        bring_in(workspace, "deepfakebench", manifest, root=tmp_path / "bench")
+
+
+def test_settings_of_another_name_are_refused(workspace: Path, tmp_path: Path) -> None:
+    """The stages read params.yaml alone."""
+    other = workspace / "other.yaml"
+    other.write_text((workspace / "params.yaml").read_text())
+    command = ["data", "import", str(two_classes(tmp_path / "in")), "--layout", "imagefolder", "--name", "mine"]
+    result = CliRunner().invoke(app, [*command, "--params", str(other)])
+    assert isinstance(result.exception, UserError)
+    assert "the stages read params.yaml" in str(result.exception)
+    assert {path.name for path in workspace.iterdir()} == {"other.yaml", "params.yaml"}
 
 
 def test_a_wrong_root_is_said(workspace: Path, tmp_path: Path) -> None:
@@ -158,9 +191,11 @@ def test_a_wrong_root_is_said(workspace: Path, tmp_path: Path) -> None:
 
 def test_a_video_in_two_splits_of_one_dataset_is_refused(workspace: Path, tmp_path: Path) -> None:
     """DeepfakeBench lists every video of DFD in all three splits."""
-    videos = {"v": {"label": "x", "frames": ["a/0.png"]}}
     tree: dict[str, object] = {
-        "DFD": {key: dict.fromkeys(("train", "val", "test"), videos) for key in ("r_Real", "f_Fake")}
+        "DFD": {
+            key: {split: {"v": {"label": key, "frames": [f"{key}/0.png"]}} for split in ("train", "val", "test")}
+            for key in ("r_Real", "f_Fake")
+        }
     }
     manifest = store_manifest(tmp_path / "bench", tree)
     with pytest.raises(UserError, match="has 2 videos, such as v, in more than one of train, val"):

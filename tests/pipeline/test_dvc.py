@@ -38,6 +38,18 @@ def imported_files(graph: grimp.ImportGraph, stage: str) -> set[str]:
     return {module_file(module) for module in modules}
 
 
+@pytest.mark.parametrize("stage", ["search", "train"])
+def test_what_chooses_a_model_sees_no_test_set(stage: str) -> None:
+    """Defect 3 of the reference benchmark: the checkpoint is chosen on the test set."""
+    data = {
+        dep
+        for dep in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]["deps"]
+        if dep.startswith("data/")
+    }
+    assert "data/train" in data
+    assert "data/test" not in data
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_dependencies_are_the_imports(graph: grimp.ImportGraph, stage: str) -> None:
     definition = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]

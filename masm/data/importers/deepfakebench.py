@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from masm.data.importers.layout import COMPRESSIONS, SPLITS, Layout, Notes, Source, in_frame_order, locate, read_text
-from masm.data.importers.provenance import FAMILIES, provenance
+from masm.data.importers.provenance import FAMILIES, names_reals, provenance
 from masm.data.index import Clip
 from masm.errors import UserError
 
@@ -23,6 +23,7 @@ METHODS = {
     "FF-FS": "FS",
     "FF-NT": "NT",
     "FF-FH": "FSh",
+    "FF-SH": "FSh",
     "DFD_fake": "DFD",
     "CelebDFv1_fake": "Celeb-synthesis",
     "CelebDFv2_fake": "Celeb-synthesis",
@@ -76,8 +77,7 @@ def _videos(source: Source, members: Members | dict[str, Members], notes: Notes)
 
 def _clip(source: Source, notes: Notes, keys: str, split: str, compression: str, name: str, video: Video) -> Clip:
     dataset, key = keys.split("/", 1)
-    label = int(re.search("real$", key, re.IGNORECASE) is None)
-    method = METHODS.get(key, re.sub("_fake$", "", key, flags=re.IGNORECASE)) if label else "real"
+    label, method = _label_and_method(source, keys, key)
     known = provenance(_origin(dataset), name, method)
     return Clip(
         video_id=name,
@@ -93,6 +93,18 @@ def _clip(source: Source, notes: Notes, keys: str, split: str, compression: str,
         masks=in_frame_order(locate(source.root, mask, notes) for mask in video.masks),
         attributes=(("deepfakebench", keys),),
     )
+
+
+def _label_and_method(source: Source, keys: str, key: str) -> tuple[int, str]:
+    if names_reals(key):
+        return 0, "real"
+    method = METHODS.get(key) or re.sub("_fake$", "", key, flags=re.IGNORECASE)
+    if method == key:
+        known = ", ".join(METHODS)
+        raise UserError(
+            f"{source.path}: {keys} is neither NAME_real nor NAME_fake, nor one of {known}: rename the key."
+        )
+    return 1, method
 
 
 def _origin(dataset: str) -> str:

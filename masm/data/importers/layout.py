@@ -90,10 +90,10 @@ def locate(root: Path, text: str, notes: Notes) -> Path:
     """
     if "\\" in text:
         notes["paths with \\ were read as paths with /"] += 1
-    path = posixpath.normpath(posixpath.join(root.as_posix(), text.replace("\\", "/")))
-    if not path.startswith(f"{root.as_posix()}/"):
+    path = Path(posixpath.normpath(posixpath.join(root.as_posix(), text.replace("\\", "/"))))
+    if path == root or not path.is_relative_to(root):
         raise UserError(f"{text!r} leads out of {root}: give the folder at which its paths begin as --root.")
-    return Path(path)
+    return path
 
 
 def in_frame_order(files: Iterable[Path]) -> tuple[Path, ...]:

@@ -17,7 +17,7 @@ from masm.data.importers.layout import (
     locate,
     read_text,
 )
-from masm.data.importers.provenance import FAMILIES, provenance
+from masm.data.importers.provenance import FAMILIES, names_reals, provenance
 from masm.data.index import Clip
 from masm.errors import UserError
 
@@ -46,7 +46,7 @@ def _read(source: Source, notes: Notes) -> Iterator[Clip]:
 
 
 def _clip(split: str, dataset: str, kind: str, video: str, frames: tuple[Path, ...]) -> Clip:
-    label = int("real" not in kind.lower())
+    label = int(not names_reals(kind))
     method = kind if label else "real"
     known = provenance(ORIGINS.get(dataset, dataset), video, method)
     return Clip(
@@ -68,6 +68,6 @@ LAYOUT = Layout(
     summary="text files of image paths, one per source (GenD); --root says where the paths begin",
     tree="""\
 SRC              a .txt file, or a folder of them; in a folder train, val or test that is their split
-  each line      [...]/<dataset>/<source>/<video>/<frame>.png below ROOT; real if <source> has "real" in it""",
+  each line      [...]/<dataset>/<source>/<video>/<frame>.png below ROOT; real if <source> ends in the word real""",
     read=_read,
 )

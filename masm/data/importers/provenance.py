@@ -35,6 +35,11 @@ class Provenance:
     sources: tuple[str, ...]
 
 
+def names_reals(name: str) -> bool:
+    """Whether the name of a folder, source or label key ends in the word real: "FF-real", but not "RealVisXL"."""
+    return re.search(r"(^|[-_ ])real$", name, re.IGNORECASE) is not None
+
+
 def provenance(origin: str, video: str, method: str) -> Provenance:
     """What a video's name says; where it says nothing, its source clip is itself, even if a real has its name.
 

@@ -78,6 +78,12 @@ def test_one_compression_is_chosen_and_the_others_are_counted(tmp_path: Path) ->
     assert notes == {"videos of compression c23 left out": 1}
 
 
+def test_paths_may_begin_at_the_top(tmp_path: Path) -> None:
+    tree = {"A": {"A_Real": {"test": {"v": {"label": "A_Real", "frames": ["/data/0.png", "more/1.png"]}}}}}
+    clips, _ = read("deepfakebench", touch(tmp_path / "set.json", json.dumps(tree)), Path("/"))
+    assert clips[0].files == (Path("/data/0.png"), Path("/more/1.png"))
+
+
 @pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "..\\secret.png", "/etc/passwd"])
 def test_a_path_that_leaves_the_root_is_refused(tmp_path: Path, path: str) -> None:
     tree = {"DFDC": {"DFDC_Real": {"test": {"a": {"label": "DFDC_Real", "frames": [path]}}}}}
@@ -92,6 +98,8 @@ def test_a_path_that_leaves_the_root_is_refused(tmp_path: Path, path: str) -> No
         ("[1]", "is no manifest of DeepfakeBench"),
         ('{"A": {"A_Real": {"testing": {}}}}', "A, A_Real, testing"),
         ('{"A": {"A_Real": {"test": {"v": {"label": "A_Real"}}}}}', "A, A_Real, test"),
+        ('{"A": {"A-youtube": {"test": {"v": {"frames": []}}}}}', "A/A-youtube is neither NAME_real nor NAME_fake"),
+        ('{"A": {"unreal": {"test": {"v": {"frames": []}}}}}', "A/unreal is neither"),
         ('{"A": {"A_Real": {"test": {"c99": {"v": {"frames": []}}}}}}', "'c99' is neither a video nor one of raw"),
     ],
 )

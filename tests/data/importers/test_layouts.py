@@ -99,6 +99,9 @@ def test_pathlist_reads_one_file_per_source(tmp_path: Path) -> None:
         "paths that stand twice in one list were taken once": 1,
         "paths with \\ were read as paths with /": 1,
     }
+    for source, label in (("RealVisXL", 1), ("unreal", 1), ("YouTube-real", 0), ("Real", 0), ("DFD_real", 0)):
+        clips, _ = read("pathlist", touch(tmp_path / "list.txt", f"DF40/{source}/a/0.png"), tmp_path)
+        assert [clip.label for clip in clips] == [label]
     with pytest.raises(UserError, match="is not <dataset>/<source>/<video>/<frame>"):
         read("pathlist", touch(tmp_path / "short.txt", "a.png"), tmp_path)
 
