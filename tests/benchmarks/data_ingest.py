@@ -37,7 +37,7 @@ COUNT, TAKEN, ROUNDS = 300, 32, 7
 
 
 def figures() -> Figures:
-    """`ingest.of_decode_detect` and `extract.of_decode_detect`: the limit's time over theirs. None without ../shared."""
+    """`ingest.of_decode_detect`, `extract.of_decode_detect`: the limit's time over theirs. None without ../shared."""
     if not WEIGHTS.is_file():
         return {}
     profile = make_profile("yunet", 224, 1.3, WEIGHTS, frames=TAKEN)
