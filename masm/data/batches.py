@@ -35,12 +35,12 @@ def steps_of_epoch(frames: Frames, batch_size: int) -> int:
 
 
 def training_batches(
-    frames: Frames, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, start: int = 0
+    frames: Frames, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """This worker's share of every batch of an epoch, from step `start` on.
+    """This worker's share of every batch of an epoch.
 
     The batch of a step depends on (seed, epoch, step) alone, and is the same for any number of workers: worker
-    `rank` takes every `world`-th pair of it. What came before `start` is not read.
+    `rank` takes every `world`-th pair of it.
 
     Raises:
         UserError: the batch cannot be shared evenly, or a frame is damaged.
@@ -50,7 +50,7 @@ def training_batches(
             f"train.batch_size {batch_size} cannot be shared by {world} workers in real-fake pairs: use a multiple of "
             f"{2 * world}."
         )
-    steps = epoch_pairs(frames, batch_size, seed, epoch).reshape(-1, batch_size // 2, 2)[start:]
+    steps = epoch_pairs(frames, batch_size, seed, epoch).reshape(-1, batch_size // 2, 2)
     shares = [pairs[rank::world].ravel() for pairs in steps]
     for samples, images in zip(shares, decoded(frames.images, shares), strict=True):
         yield _batch(frames, samples, images)

@@ -93,22 +93,29 @@ def extract(
     chosen = choose_track(tracks, boxes, overlaps)
     frames = []
     for place, sample in enumerate(samples):
-        if place in tracks[chosen]:
-            face = sample.faces[tracks[chosen][place]]
-            found = face.detection
-            frames.append(FaceFrame(sample.number, chosen, face.image, found.box, found.landmarks, face.mask))
-        else:
+        if place not in tracks[chosen]:
             failures.append(FrameFailure(sample.number, "no face", f"{profile.detector} did not find the face"))
+            continue
+        face = sample.faces[tracks[chosen][place]]
+        if isinstance(face.crop, ImageError):
+            failures.append(FrameFailure(sample.number, "no face", str(face.crop)))
+            continue
+        (image, mask), found = face.crop, face.detection
+        frames.append(FaceFrame(sample.number, chosen, image, found.box, found.landmarks, mask))
+    if not frames:
+        raise Unusable("no face", f"the face cannot be cut out: {failures[-1].reason}")
     return Extraction(frames, sorted(failures, key=lambda failure: failure.frame_index))
 
 
 @dataclass(frozen=True)
 class _Face:
-    """A face of a frame, already cut out: frames are too large to be kept until it is known who is chosen."""
+    """A face of a frame, already cut out: frames are too large to be kept until it is known who is chosen.
+
+    Its crop and that of the mask, or why there is none: who stands at the edge must not cost the others the frame.
+    """
 
     detection: Detection
-    image: np.ndarray
-    mask: np.ndarray | None
+    crop: tuple[np.ndarray, np.ndarray | None] | ImageError
     overlap: float
 
 
@@ -149,13 +156,20 @@ def _sound(picture: np.ndarray | ImageError) -> np.ndarray:
 def _find_faces(cropper: FaceCropper, number: int, picture: np.ndarray, mask: np.ndarray | None) -> _Sample:
     found = cropper.detect(picture)
     if mask is None:
-        return _Sample(number, [_Face(face, cropper.cut(picture, face), None, 0.0) for face in found], masked=False)
+        return _Sample(number, [_Face(face, _cut(cropper, face, picture, None), 0.0) for face in found], masked=False)
     grey = cv2.resize(cv2.cvtColor(mask, cv2.COLOR_RGB2GRAY), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     forged = grey >= MASKED
-    faces = [
-        _Face(face, cropper.cut(picture, face), cropper.cut(grey, face), _overlap(face.box, forged)) for face in found
-    ]
+    faces = [_Face(face, _cut(cropper, face, picture, grey), _overlap(face.box, forged)) for face in found]
     return _Sample(number, faces, masked=bool(forged.any()))
+
+
+def _cut(
+    cropper: FaceCropper, face: Detection, picture: np.ndarray, grey: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None] | ImageError:
+    try:
+        return cropper.cut(picture, face), None if grey is None else cropper.cut(grey, face)
+    except ImageError as error:
+        return error
 
 
 def _overlap(box: np.ndarray, forged: np.ndarray) -> float:

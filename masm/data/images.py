@@ -54,7 +54,7 @@ def _refusal(image: Image.Image) -> str | None:
     if image.width * image.height > MOST_PIXELS:
         return _BOMB
     # Pillow keeps the upper byte of 16-bit colours and clips 16-bit greys, without a word.
-    if image.mode.startswith(("I", "F")) or any("16" in str(tile[3]) for tile in getattr(image, "tile", [])):
+    if image.mode.startswith(("I", "F")) or any(_is_deep(tile[3]) for tile in getattr(image, "tile", [])):
         return "more than 8 bits per channel: save it with 8"
     if image.mode == "CMYK":
         return "CMYK, whose colours depend on the printer: save it as RGB"
@@ -62,3 +62,10 @@ def _refusal(image: Image.Image) -> str | None:
     if image.format != "MPO" and getattr(image, "is_animated", False):
         return "animated: more than one image in the file"
     return None
+
+
+def _is_deep(arguments: str | tuple[object, ...]) -> bool:
+    """Whether a part of the file is stored in more than 8 bits per channel, by what Pillow's decoder is told of it."""
+    stored = arguments if isinstance(arguments, str) else next(iter(arguments), None)
+    # "BGR;16" are 16 bits per pixel: 5, 6 and 5.
+    return isinstance(stored, str) and "16" in stored and stored != "BGR;16"

@@ -191,13 +191,14 @@ def _alike(frames: Frames, nearest: np.ndarray, radius: int) -> list[str]:
     votes = pd.DataFrame(
         {
             **{name: getattr(frames, name)[here] for name in ("place", "video")},
-            **{f"other_{name}": getattr(frames, name)[there] for name in ("place", "dataset", "recording")},
+            **{f"other_{name}": getattr(frames, name)[there] for name in ("place", "recording")},
             "here": here,
             "there": there,
         }
     )
     video = ["place", "video"]
-    counts = votes.groupby([*video, "other_place", "other_dataset", "other_recording"]).agg(
+    # Datasets of one place may have the same recording: their votes count together, and the first one is named.
+    counts = votes.groupby([*video, "other_place", "other_recording"]).agg(
         frames=("here", "size"), here=("here", "first"), there=("there", "first")
     )
     sizes = pd.DataFrame({name: getattr(frames, name) for name in video}).value_counts().rename("whole")

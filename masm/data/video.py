@@ -167,8 +167,11 @@ class Video:
         if not shown:
             raise Unusable("unreadable", "no frame in the file")
         times = {pts for pts, _ in shown if pts is not None}
-        self._counted = len(times) < len(shown)
-        """Whether the file, an AVI, does not say when each frame is shown: they are counted from the first one."""
+        self._counted = self._container.format.name == "avi" or len(times) < len(shown)
+        """Whether the file does not say when each frame is shown: they are counted from the first one.
+
+        An AVI never says it; FFmpeg guesses, wrongly where H.264's frames are out of order.
+        """
         self._times = list(range(len(shown))) if self._counted else sorted(times)
         keys = {pts for pts, is_key in shown if is_key and pts is not None}
         self._keys = [0] if self._counted else sorted({self._times[0], *keys})
@@ -207,8 +210,9 @@ class Video:
                 damaged = True
                 continue
             for frame in frames:
-                # What follows is made from the damaged frame, up to the next that stands alone.
-                damaged = frame.is_corrupt or (damaged and not frame.key_frame)
+                # What follows is made from the damaged frame, up to the next that stands alone; and where frames are
+                # counted, those after a lost one have no certain number.
+                damaged = frame.is_corrupt or (damaged and (self._counted or not frame.key_frame))
                 time = count if self._counted or frame.pts is None else frame.pts
                 yield _Timed(time, frame, damaged)
                 count += 1

@@ -27,7 +27,7 @@ def only_fakes(**columns: object) -> Callable[[Row], Row]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (only_fakes(source_clip="web:1", sources=["web:1"]), "none of its 4 videos was made from a recording"),
+        (only_fakes(source_clip="web:1", sources=["web:1"]), "only 0 of its 4 videos were made from a recording"),
         (only_fakes(source_clip="web:1", sources=[]), "of none of its 4 videos is it known what it was made from"),
         (only_fakes(compression="jpeg-70"), "its compression alone tells its videos from the reals"),
         (only_fakes(width=96), "its size alone"),
@@ -51,6 +51,16 @@ def test_other_sources_of_the_fakes_are_found(tmp_path: Path, change: Callable[[
 )
 def test_the_same_sources_are_not_accused(tmp_path: Path, change: Callable[[Row], Row]) -> None:
     assert signs(tmp_path, change) == []
+
+
+@pytest.mark.parametrize(("shown", "accused"), [(0, True), (1, True), (2, False), (4, False)])
+def test_a_matching_video_does_not_clear_the_others(tmp_path: Path, shown: int, accused: bool) -> None:
+    def change(found: Row) -> Row:
+        elsewhere = found["label"] and int(found["video_id"][-1]) >= shown
+        return {"source_clip": "web:1", "sources": ["web:1"]} if elsewhere else {}
+
+    says = f"swap: only {shown} of its 4 videos were made from a recording that the reals show"
+    assert signs(tmp_path, change) == ([says] if accused else [])
 
 
 def test_one_method_from_elsewhere_is_enough(tmp_path: Path) -> None:

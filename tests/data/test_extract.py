@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from masm.data.extract import Extraction, extract
-from masm.data.faces import CropProfile, YuNetDetector, crop, find_face, make_profile
+from masm.data.faces import CropProfile, Detection, FaceCropper, YuNetDetector, crop, find_face, make_profile
 from masm.data.importers.photograph import Unusable
 from masm.data.procedural import draw_face
 from masm.data.video import spread
@@ -227,6 +227,51 @@ class TestWholeClip:
         with pytest.raises(Unusable) as caught:
             extract(files, [], profile, weights)
         assert (caught.value.outcome, caught.value.reason) == ("unreadable", "0.png: No such file or directory")
+
+
+class Scripted(FaceCropper):
+    """Finds one face in each of four frames, and a larger one in the last three; those of `flat` cannot be aligned."""
+
+    def __init__(self, profile: CropProfile, flat: set[tuple[int, int]]) -> None:
+        super().__init__(profile)
+        self.flat, self.frames = flat, iter(range(4))
+
+    def detect(self, image: np.ndarray) -> list[Detection]:
+        """Five points that are one are no face."""
+        number = next(self.frames)
+        boxes = np.array([[20, 60, 100, 140], [320, 60, 150, 200]], np.float32)
+        points = [[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]] * boxes[:, None, 2:] + boxes[
+            :, None, :2
+        ]
+        return [
+            Detection(boxes[face], points[face] * ((number, face) not in self.flat), 1.0)
+            for face in range(1 + (number > 0))
+        ]
+
+
+@pytest.mark.parametrize(
+    ("flat", "failed"),
+    [({(1, 1), (2, 1), (3, 1)}, []), ({(2, 0), (2, 1)}, [2]), ({(0, 0), (1, 0), (2, 0), (3, 0)}, None)],
+)
+def test_a_face_that_cannot_be_cut_out_costs_the_frame_if_it_is_the_chosen_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flat: set[tuple[int, int]], failed: list[int] | None
+) -> None:
+    files = [tmp_path / f"{number}.png" for number in range(4)]
+    for file in files:
+        cv2.imwrite(str(file), scene({}))
+    profile = make_profile("cascade", 64, 1.3, alignment="landmarks")
+    monkeypatch.setattr("masm.data.extract._cropper", lambda *_: Scripted(profile, flat))
+    if failed is None:
+        with pytest.raises(Unusable, match="the face cannot be cut out: landmarks that are no face") as caught:
+            extract(files, [], profile, None)
+        assert caught.value.outcome == "no face"
+        return
+    found = extract(files, [], profile, None)
+    assert [(frame.frame_index, frame.track_id) for frame in found.frames] == [
+        (number, 0) for number in range(4) if number not in failed
+    ]
+    assert [failure.frame_index for failure in found.failures] == failed
+    assert all(failure.outcome == "no face" and "aligned" in failure.reason for failure in found.failures)
 
 
 def test_drawn_people_through_the_cascade(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable
 
 import cv2
@@ -21,7 +22,7 @@ def image() -> np.ndarray:
     return np.stack([x, y, noise], axis=2).astype(np.uint8)
 
 
-def encode(image: np.ndarray, kind: str, **options: int) -> bytes:
+def encode(image: np.ndarray, kind: str, **options: int | str) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(image).save(stream, kind, **options)
     return stream.getvalue()
@@ -82,6 +83,21 @@ def test_sixteen_bits_are_refused_rather_than_cut(kind: str, channels: int) -> N
     data = cv2.imencode(f".{kind.lower()}", deep)[1].tobytes()
     with pytest.raises(ImageError, match="more than 8 bits"):
         decode_image(data)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("BMP", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {})])
+def test_eight_bits_are_read_at_every_width(kind: str, options: dict[str, str]) -> None:
+    """A row of 160 pixels has 480 bytes, one of 256 has 768, and one of 540 has 1620: none is a depth of 16."""
+    for width in range(40, 561, 4):
+        pixels = np.random.default_rng(width).integers(0, 256, (2, width, 3)).astype(np.uint8)
+        np.testing.assert_array_equal(decode_image(encode(pixels, kind, **options)), pixels)
+
+
+def test_a_bitmap_of_sixteen_bits_per_pixel_has_less_than_eight_per_channel() -> None:
+    header = struct.pack("<2sIII", b"BM", 14 + 40 + 12 + 4, 0, 14 + 40 + 12)
+    header += struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0)
+    masks, pixels = struct.pack("<III", 0xF800, 0x07E0, 0x001F), struct.pack("<HH", 0xF800, 0x07E0)
+    assert decode_image(header + masks + pixels).tolist() == [[[255, 0, 0], [0, 255, 0]]]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])

@@ -143,6 +143,20 @@ def test_half_of_a_videos_frames_must_look_alike(tmp_path: Path, frames: int, fo
     assert bool(leaks(settings, radius=0)["near_duplicate"]) == found
 
 
+def test_a_recording_copied_into_two_datasets_counts_once(tmp_path: Path) -> None:
+    """Two of six frames have a copy in one test set, two others in another: four of six look like the recording."""
+    settings = make_settings(tmp_path, {name: DATASETS[name] for name in ("learn", "judge", "again")})
+    copied = {"learn": range(4), "judge": range(2), "again": range(2, 4)}
+    for dataset, split in (("learn", "train"), ("judge", "test"), ("again", "test")):
+        rows = [row(dataset, split, "copy" if split == "test" else LEAKED, "real", frame) for frame in range(6)]
+        for frame in copied[dataset]:
+            rows[frame]["phash"] = f"{frame:016x}"
+        write_table(settings.table(dataset), rows, [])
+    (found,) = leaks(settings, radius=0)["near_duplicate"]
+    assert "copy (" in found
+    assert f"{LEAKED} (learn, train/train)" in found
+
+
 @pytest.mark.parametrize(("recording", "checks"), [("judge-test-0", set()), ("copied", {"repetition"})])
 def test_look_alikes_in_one_place_count_where_the_recordings_have_different_names(
     tmp_path: Path, recording: str, checks: set[str]

@@ -32,6 +32,7 @@ FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "webm": ("i.webm", {"codec": "libvpx-vp9", "g": "30", "deadline": "realtime", "cpu-used": "8"}),
     "avi": ("j.avi", {"codec": "mpeg4"}),
     "avi with frames out of order": ("k.avi", {"codec": "mpeg4", "bf": "2"}),
+    "avi of h264": ("m.avi", {}),
     "transport stream": ("l.ts", {"g": "20"}),
 }
 
@@ -149,6 +150,24 @@ class TestDamage:
         assert all(number_in(image) == number for number, image in good.items())
         assert COUNT / 4 < len(good) < COUNT
         assert all("damaged" in str(image) for image in found.values() if isinstance(image, ImageError))
+
+    @pytest.mark.parametrize(
+        ("codec", "reordered"), [("mpeg4", "0"), ("mpeg4", "2"), ("mjpeg", "0"), ("libx264", "2")]
+    )
+    def test_frames_that_are_counted_have_no_number_after_a_lost_one(
+        self, tmp_path: Path, codec: str, reordered: str
+    ) -> None:
+        """An AVI does not say when a frame is shown: a key frame after the gap is no new beginning."""
+        path = write_video(tmp_path / "a.avi", numbered(COUNT), codec=codec, g="10", bf=reordered)
+        with av.open(str(path)) as container:
+            places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+        data, (start, size) = bytearray(path.read_bytes()), places[25]
+        data[start : start + size] = bytes(size)
+        path.write_bytes(data)
+        found = dict(Video(path).read(range(COUNT)))
+        good = {number: image for number, image in found.items() if isinstance(image, np.ndarray)}
+        assert all(number_in(image) == number for number, image in good.items())
+        assert 20 <= len(good) < COUNT
 
     @pytest.mark.parametrize(
         ("content", "reason"),
