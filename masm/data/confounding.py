@@ -1,8 +1,8 @@
 """Whether a dataset's reals and fakes come from different sources, so that a score measures the source.
 
 Two signs, each decided by what the face table says of its videos: a forgery of which less than half of the videos were
-made from recordings or show people that the reals show; and a property that no forgery should change, such as the compression, that
-tells the two apart alone.
+made from recordings, or show people, that the reals show; and a property that no forgery should change, such as the
+compression, that tells the two apart alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def _origin(reals: pd.DataFrame, fakes: pd.DataFrame) -> Iterator[str]:
     if shared == 0 and all(len(sources) == 0 for sources in fakes["sources"]):
         yield f"of none of its {len(fakes)} videos is it known what it was made from"
     else:
-        yield f"only {shared} of its {len(fakes)} videos were made from a recording, or show a person, that the reals show"
+        yield f"only {shared} of its {len(fakes)} videos show a person or recording that the reals show"
 
 
 def _properties(reals: pd.DataFrame, fakes: pd.DataFrame, limit: float) -> Iterator[str]:

@@ -114,7 +114,7 @@ def test_warnings_are_shown_and_kept(leaking: Callable[[str], Settings], capsys:
     assert "somebody is in" in shown
     assert "2 warnings" in shown
     signs = confounded_datasets(settings.root / "reports" / "checks.json")
-    assert signs == {"judge": "swap: only 0 of its 4 videos were made from a recording, or show a person, that the reals show"}
+    assert signs == {"judge": "swap: only 0 of its 4 videos show a person or recording that the reals show"}
 
 
 def test_many_findings_of_a_check_are_counted(tmp_path: Path) -> None:

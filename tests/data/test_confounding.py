@@ -12,6 +12,7 @@ from masm.data.table import read_table
 from tests.data.tables import Row, make_settings, row, write_tables
 
 LIMIT = 0.9
+ELSEWHERE = {"source_clip": "web:1", "identity": "web:1"}
 
 
 def signs(folder: Path, change: Callable[[Row], Row]) -> list[str]:
@@ -27,8 +28,8 @@ def only_fakes(**columns: object) -> Callable[[Row], Row]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (only_fakes(source_clip="web:1", sources=["web:1"], identity="web:1"), "only 0 of its 4 videos were made from a recording"),
-        (only_fakes(source_clip="web:1", sources=[], identity="web:1"), "of none of its 4 videos is it known what it was made from"),
+        (only_fakes(**ELSEWHERE, sources=["web:1"]), "only 0 of its 4 videos show a person or recording"),
+        (only_fakes(**ELSEWHERE, sources=[]), "of none of its 4 videos is it known what it was made from"),
         (only_fakes(compression="jpeg-70"), "its compression alone tells its videos from the reals"),
         (only_fakes(width=96), "its size alone"),
         (only_fakes(attributes=[("camera", "phone")]), "its attribute camera alone"),
@@ -47,7 +48,7 @@ def test_other_sources_of_the_fakes_are_found(tmp_path: Path, change: Callable[[
         only_fakes(attributes=[("camera", "compact"), ("strength", "0.7")]),  # how it was made
         lambda found: {"compression": f"jpeg-{found['video_id'][-1]}"},  # each recording its own
         lambda found: {"sources": ["elsewhere", found["source_clip"]]} if found["label"] else {},  # a swap's donor
-        only_fakes(source_clip="other", sources=["other"]),  # another recording of the same people, as in Celeb-DF's list
+        only_fakes(source_clip="other", sources=["other"]),  # of the same people, as in Celeb-DF's list
     ],
 )
 def test_the_same_sources_are_not_accused(tmp_path: Path, change: Callable[[Row], Row]) -> None:
@@ -58,9 +59,9 @@ def test_the_same_sources_are_not_accused(tmp_path: Path, change: Callable[[Row]
 def test_a_matching_video_does_not_clear_the_others(tmp_path: Path, shown: int, accused: bool) -> None:
     def change(found: Row) -> Row:
         elsewhere = found["label"] and int(found["video_id"][-1]) >= shown
-        return {"source_clip": "web:1", "sources": ["web:1"], "identity": "web:1"} if elsewhere else {}
+        return {**ELSEWHERE, "sources": ["web:1"]} if elsewhere else {}
 
-    says = f"swap: only {shown} of its 4 videos were made from a recording, or show a person, that the reals show"
+    says = f"swap: only {shown} of its 4 videos show a person or recording that the reals show"
     assert signs(tmp_path, change) == ([says] if accused else [])
 
 
