@@ -38,7 +38,7 @@ from masm.data.procedural import draw_face
 from masm.data.sampling import epoch_pairs
 from masm.data.table import write_table
 from tests.benchmarks.output import Figures, show
-from tests.data.noise import row
+from tests.data.tables import row
 
 SIDE, BATCH, THREADS = 224, 32, 2
 FACES, FRAMES, FRAMES_PER_VIDEO = 64, 8192, 16

@@ -1,4 +1,4 @@
-"""Face tables of noise, for what looks at names and hashes alone."""
+"""Face tables of noise, for tests and benchmarks that need rows but no faces."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from masm.data.table import SCHEMA_VERSION, write_table
+import cv2
+import numpy as np
+
+from masm.data.table import SCHEMA, SCHEMA_VERSION, sha256, write_table
 from masm.settings import Settings, load_settings
 from tests.conftest import ROOT
 from tests.pipeline.workspace import edit
@@ -24,19 +27,36 @@ SPLITS = {"learn": ("train", "val"), "tune": ("val",), "judge": ("test",), "agai
 RECORDINGS, FRAMES = 4, 2
 
 
-def row(dataset: str, split: str, recording: str, method: str, frame: int) -> Row:
-    """A frame whose hashes are those of its name, so that no two look alike."""
-    name = f"{dataset}/{method}/{recording}/{frame}"
-    digest = hashlib.sha256(name.encode()).hexdigest()
-    return {
-        "sample_id": name,
+def png(*seed: int, side: int = 8) -> bytes:
+    """An image of noise that no other seed gives."""
+    return cv2.imencode(".png", np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))[1].tobytes()
+
+
+def row(dataset: str, method: str, video: str, frame: int, image: bytes, **columns: Any) -> Row:
+    """A frame's row of a face table; `columns` go before what is made up here."""
+    return dict.fromkeys(SCHEMA.names) | {
+        "sample_id": f"{dataset}/{method}/{video}/{frame}",
         "dataset": dataset,
-        "split": split,
+        "split": "train",
         "label": int(method != "real"),
         "method": method,
-        "family": method,
-        "video_id": recording,
+        "video_id": video,
         "frame_index": frame,
+        "source_clip": video.split("_")[0],  # FaceForensics++: a_b shows a
+        "bbox": [0.0, 0.0, 8.0, 8.0],
+        "image": image,
+        "sha256": sha256(image),
+        "schema_version": SCHEMA_VERSION,
+        **columns,
+    }
+
+
+def named_row(dataset: str, split: str, recording: str, method: str, frame: int) -> Row:
+    """A frame whose hashes are those of its name, so that no two look alike; every column that must be is filled."""
+    digest = hashlib.sha256(f"{dataset}/{method}/{recording}/{frame}".encode()).hexdigest()
+    columns = {
+        "split": split,
+        "family": method,
         "track_id": 0,
         "sources": [recording],
         "source_clip": recording,
@@ -44,24 +64,19 @@ def row(dataset: str, split: str, recording: str, method: str, frame: int) -> Ro
         "compression": "jpeg-90",
         "width": 64,
         "height": 64,
-        "bbox": [0.0, 0.0, 1.0, 1.0],
-        "landmarks": None,
-        "mask": None,
-        "forge_parameters": None,
         "attributes": [("camera", "compact")],
-        "image": digest.encode(),
         "sha256": digest,
         "phash": digest[-16:],
         "profile": "p",
-        "schema_version": SCHEMA_VERSION,
     }
+    return row(dataset, method, recording, frame, digest.encode(), **columns)
 
 
 def sound_rows(dataset: str) -> list[Row]:
     """Real and fake frames of the recordings of a dataset; judge and again have the same recordings."""
     prefix = "judge" if dataset == "again" else dataset
     return [
-        row(dataset, split, f"{prefix}-{split}-{number}", method, frame)
+        named_row(dataset, split, f"{prefix}-{split}-{number}", method, frame)
         for split in SPLITS[dataset]
         for number in range(RECORDINGS)
         for method in ("real", "swap")

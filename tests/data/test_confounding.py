@@ -9,7 +9,7 @@ import pytest
 
 from masm.data.confounding import COLUMNS, confounds, separability
 from masm.data.table import read_table
-from tests.data.tables import Row, make_settings, row, write_tables
+from tests.data.tables import Row, make_settings, named_row, write_tables
 
 LIMIT = 0.9
 ELSEWHERE = {"source_clip": "web:1", "identity": "web:1"}
@@ -67,8 +67,8 @@ def test_a_matching_video_does_not_clear_the_others(tmp_path: Path, shown: int, 
 
 def test_one_method_from_elsewhere_is_enough(tmp_path: Path) -> None:
     """AUC is over all methods of a dataset: one that measures its source makes it do so."""
-    rows = [row("judge", "test", f"r{number}", method, 0) for number in range(6) for method in ("real", "swap")]
-    rows += [row("judge", "test", f"w{number}", "synthesis", 0) for number in range(6)]
+    rows = [named_row("judge", "test", f"r{number}", method, 0) for number in range(6) for method in ("real", "swap")]
+    rows += [named_row("judge", "test", f"w{number}", "synthesis", 0) for number in range(6)]
     settings = make_settings(tmp_path)
     from masm.data.table import write_table
 

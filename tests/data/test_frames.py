@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from masm.data.frames import load_frames, spread_evenly
 from masm.data.table import write_table
 from masm.errors import UserError
-from tests.data.noise import png, row
+from tests.data.tables import png, row
 
 
 def test_frames_know_their_dataset_video_and_source(tmp_path: Path) -> None:

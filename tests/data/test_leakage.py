@@ -11,7 +11,7 @@ from masm.data.procedural import draw_face
 from masm.data.table import perceptual_hash, write_table
 from masm.settings import Settings
 from tests.data.importers.trees import STRADDLING, ffpp_tree, read
-from tests.data.tables import DATASETS, FRAMES, Row, make_settings, row, sound_rows, write_tables
+from tests.data.tables import DATASETS, FRAMES, Row, make_settings, named_row, sound_rows, write_tables
 
 RADIUS = 2
 LEAKED = "learn-train-0"
@@ -72,7 +72,7 @@ def clip_rows(clip: Clip, dataset: str) -> list[Row]:
         "source_clip": clip.source_clip,
         "identity": clip.identity or clip.source_clip,
     }
-    return [row(dataset, clip.split, clip.video_id, clip.method, frame) | names for frame in range(FRAMES)]
+    return [named_row(dataset, clip.split, clip.video_id, clip.method, frame) | names for frame in range(FRAMES)]
 
 
 def test_the_recordings_that_straddle_the_official_split_of_faceforensics_are_found(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_half_of_a_videos_frames_must_look_alike(tmp_path: Path, frames: int, fo
     """Four frames in each video: one that looks like another person's is chance."""
     settings = make_settings(tmp_path, {name: DATASETS[name] for name in ("learn", "judge")})
     for dataset, split in (("learn", "train"), ("judge", "test")):
-        rows = [row(dataset, split, dataset, "real", frame) for frame in range(4)]
+        rows = [named_row(dataset, split, dataset, "real", frame) for frame in range(4)]
         for line in rows[:frames]:
             line["phash"] = f"{line['frame_index']:016x}"
         write_table(settings.table(dataset), rows, [])
@@ -148,7 +148,7 @@ def test_a_recording_copied_into_two_datasets_counts_once(tmp_path: Path) -> Non
     settings = make_settings(tmp_path, {name: DATASETS[name] for name in ("learn", "judge", "again")})
     copied = {"learn": range(4), "judge": range(2), "again": range(2, 4)}
     for dataset, split in (("learn", "train"), ("judge", "test"), ("again", "test")):
-        rows = [row(dataset, split, "copy" if split == "test" else LEAKED, "real", frame) for frame in range(6)]
+        rows = [named_row(dataset, split, "copy" if split == "test" else LEAKED, "real", frame) for frame in range(6)]
         for frame in copied[dataset]:
             rows[frame]["phash"] = f"{frame:016x}"
         write_table(settings.table(dataset), rows, [])

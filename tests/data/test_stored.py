@@ -14,7 +14,7 @@ from masm.data import table
 from masm.data.stored import StoredImages, decode, decoded, in_order, stored_images
 from masm.data.table import read_table, write_table
 from masm.errors import UserError
-from tests.data.noise import png, row
+from tests.data.tables import png, row
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from masm.data.importers.layout import VIDEO_SUFFIXES, Layout, Notes, Source, files_below, locate, read_text
-from masm.data.importers.provenance import FAMILIES, provenance
+from masm.data.importers.provenance import named_clip
 from masm.data.index import Clip
 from masm.errors import UserError
 
@@ -20,19 +20,7 @@ def _read(source: Source, notes: Notes) -> Iterator[Clip]:
         absent = {path for path in listed if path.parent.name == folder} - set(there)
         for file in sorted({*there, *absent}):
             method = "Celeb-synthesis" if label else "real"
-            known = provenance("Celeb-DF", file.stem, method)
-            yield Clip(
-                video_id=file.stem,
-                split="test" if file in listed else "train",
-                label=label,
-                method=method,
-                family=FAMILIES[method],
-                identity=known.identity,
-                source_clip=known.source_clip,
-                sources=known.sources,
-                compression="unknown",
-                files=(file,),
-            )
+            yield named_clip("Celeb-DF", file.stem, method, "test" if file in listed else "train", (file,))
 
 
 def _test_videos(source: Source, notes: Notes) -> set[Path]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from masm.data.importers.layout import COMPRESSIONS, SPLITS, Layout, Notes, Source, in_frame_order, locate, read_text
-from masm.data.importers.provenance import FAMILIES, names_reals, provenance
+from masm.data.importers.provenance import named_clip, names_reals
 from masm.data.index import Clip
 from masm.errors import UserError
 
@@ -76,35 +76,30 @@ def _videos(source: Source, members: Members | dict[str, Members], notes: Notes)
 
 
 def _clip(source: Source, notes: Notes, keys: str, split: str, compression: str, name: str, video: Video) -> Clip:
-    dataset, key = keys.split("/", 1)
-    label, method = _label_and_method(source, keys, key)
-    known = provenance(_origin(dataset), name, method)
-    return Clip(
-        video_id=name,
-        split=split,
-        label=label,
-        method=method,
-        family=FAMILIES.get(method, "unknown"),
-        identity=known.identity,
-        source_clip=known.source_clip,
-        sources=known.sources,
+    return named_clip(
+        _origin(keys.split("/", 1)[0]),
+        name,
+        _method(source, keys),
+        split,
+        in_frame_order(locate(source.root, frame, notes) for frame in video.frames),
         compression=compression,
-        files=in_frame_order(locate(source.root, frame, notes) for frame in video.frames),
         masks=in_frame_order(locate(source.root, mask, notes) for mask in video.masks),
         attributes=(("deepfakebench", keys),),
     )
 
 
-def _label_and_method(source: Source, keys: str, key: str) -> tuple[int, str]:
+def _method(source: Source, keys: str) -> str:
+    """The forgery, or "real", of DATASET/LABEL KEY."""
+    key = keys.split("/", 1)[1]
     if names_reals(key):
-        return 0, "real"
+        return "real"
     method = METHODS.get(key) or re.sub("_fake$", "", key, flags=re.IGNORECASE)
     if method == key:
         known = ", ".join(METHODS)
         raise UserError(
             f"{source.path}: {keys} is neither NAME_real nor NAME_fake, nor one of {known}: rename the key."
         )
-    return 1, method
+    return method
 
 
 def _origin(dataset: str) -> str:

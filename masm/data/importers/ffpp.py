@@ -18,7 +18,7 @@ from masm.data.importers.layout import (
     files_below,
     read_text,
 )
-from masm.data.importers.provenance import FAMILIES, provenance
+from masm.data.importers.provenance import named_clip
 from masm.data.index import Clip
 from masm.errors import UserError
 
@@ -52,22 +52,9 @@ def _clips(source: Source, notes: Notes, origin: str, reals: str, methods: dict[
             notes[f"no {videos.relative_to(source.path)}"] += 1
             continue
         for file in files_below(videos, VIDEO_SUFFIXES, notes):
-            label = int(method != "real")
-            known = provenance(origin, file.stem, method)
             mask = folder / "masks" / "videos" / file.name
-            yield Clip(
-                video_id=file.stem,
-                split=UNSPLIT,
-                label=label,
-                method=method,
-                family=FAMILIES[method],
-                identity=known.identity,
-                source_clip=known.source_clip,
-                sources=known.sources,
-                compression=level,
-                files=(file,),
-                masks=(mask,) if label and mask.is_file() else (),
-            )
+            masks = (mask,) if method != "real" and mask.is_file() else ()
+            yield named_clip(origin, file.stem, method, UNSPLIT, (file,), compression=level, masks=masks)
 
 
 def _compression(source: Source, reals: str) -> str:

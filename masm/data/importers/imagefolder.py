@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from masm.data.images import IMAGE_SUFFIXES
 from masm.data.importers.layout import SPLITS, Layout, Notes, Source, files_below, photographed
-from masm.data.importers.provenance import provenance
+from masm.data.importers.provenance import named_clip
 from masm.data.index import Clip
 from masm.errors import UserError
 
-CLASSES = {"real": 0, "fake": 1}
+CLASSES = ("real", "fake")
 
 
 def _read(source: Source, notes: Notes) -> Iterator[Clip]:
@@ -33,28 +32,11 @@ def _class(source: Source, notes: Notes, split: str, kind: str) -> Iterator[Clip
     top = source.path / split / kind
     for folder, frames in photographed(files_below(top, IMAGE_SUFFIXES, notes)):
         parts = folder.relative_to(top).parts
-        method = kind if len(parts) < 2 else parts[0]
+        method = parts[0] if kind == "fake" and len(parts) > 1 else kind
         if not parts:
-            yield from (_clip(source, split, kind, method, frame.stem, (frame,)) for frame in frames)
+            yield from (named_clip(source.name, frame.stem, method, split, (frame,)) for frame in frames)
         else:
-            yield _clip(source, split, kind, method, "/".join(parts[len(parts) > 1 :]), frames)
-
-
-def _clip(source: Source, split: str, kind: str, method: str, video: str, frames: tuple[Path, ...]) -> Clip:
-    label = CLASSES[kind]
-    known = provenance(source.name, video, method if label else "real")
-    return Clip(
-        video_id=video,
-        split=split,
-        label=label,
-        method=method if label else "real",
-        family="unknown" if label else "real",
-        identity=known.identity,
-        source_clip=known.source_clip,
-        sources=known.sources,
-        compression="unknown",
-        files=frames,
-    )
+            yield named_clip(source.name, "/".join(parts[len(parts) > 1 :]), method, split, frames)
 
 
 LAYOUT = Layout(

@@ -17,7 +17,7 @@ from masm.data.importers.layout import (
     locate,
     read_text,
 )
-from masm.data.importers.provenance import FAMILIES, names_reals, provenance
+from masm.data.importers.provenance import named_clip, names_reals
 from masm.data.index import Clip
 from masm.errors import UserError
 
@@ -42,25 +42,8 @@ def _read(source: Source, notes: Notes) -> Iterator[Clip]:
         for (dataset, kind, video), frames in videos.items():
             if repeated := len(frames) - len(set(frames)):
                 notes["paths that stand twice in one list were taken once"] += repeated
-            yield _clip(split, dataset, kind, video, in_frame_order(set(frames)))
-
-
-def _clip(split: str, dataset: str, kind: str, video: str, frames: tuple[Path, ...]) -> Clip:
-    label = int(not names_reals(kind))
-    method = kind if label else "real"
-    known = provenance(ORIGINS.get(dataset, dataset), video, method)
-    return Clip(
-        video_id=video,
-        split=split,
-        label=label,
-        method=method,
-        family=FAMILIES.get(method, "unknown"),
-        identity=known.identity,
-        source_clip=known.source_clip,
-        sources=known.sources,
-        compression="unknown",
-        files=frames,
-    )
+            method = "real" if names_reals(kind) else kind
+            yield named_clip(ORIGINS.get(dataset, dataset), video, method, split, in_frame_order(set(frames)))
 
 
 LAYOUT = Layout(

@@ -1,9 +1,12 @@
-"""Who a video shows and which recordings it was made from, as the names of the public datasets say it."""
+"""Clips as the names of the public datasets describe them: who is seen, and which recordings they were made from."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+
+from masm.data.index import Clip
 
 FAMILIES = {
     "DF": "face swap",
@@ -62,3 +65,32 @@ def provenance(origin: str, video: str, method: str) -> Provenance:
     if method == "real":
         return Provenance(None, f"{origin}:{video}", (f"{origin}:{video}",))
     return Provenance(None, f"{origin}:{method}/{video}", ())
+
+
+def named_clip(
+    origin: str,
+    video: str,
+    method: str,
+    split: str,
+    files: tuple[Path, ...],
+    *,
+    compression: str = "unknown",
+    masks: tuple[Path, ...] = (),
+    attributes: tuple[tuple[str, str], ...] = (),
+) -> Clip:
+    """The clip of a video whose name, with its origin and method, says the rest; as in `provenance` and `Clip`."""
+    known = provenance(origin, video, method)
+    return Clip(
+        video_id=video,
+        split=split,
+        label=int(method != "real"),
+        method=method,
+        family=FAMILIES.get(method, "unknown"),
+        identity=known.identity,
+        source_clip=known.source_clip,
+        sources=known.sources,
+        compression=compression,
+        files=files,
+        masks=masks,
+        attributes=attributes,
+    )
