@@ -142,6 +142,21 @@ def data_export(
     Console().print(f"{exported.manifest}; its paths begin at {exported.root}", markup=False, highlight=False)
 
 
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="A dataset.")],
+    revision: Annotated[str, typer.Option(help="A commit, tag or branch.")] = "HEAD",
+    out: Annotated[Path | None, typer.Option(help="The folder that is made; NAME-REVISION if not given.")] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Bring a dataset's face table here as it was at a revision, and print its MD5."""
+    from masm.data.versions import fetch_table
+
+    folder = out or Path(f"{name}-{revision.replace('/', '-')}")
+    digest = fetch_table(params.resolve().parent, name, revision, folder)
+    Console().print(f"{folder}: {digest}", markup=False, highlight=False, soft_wrap=True)
+
+
 @data_app.command("list-layouts")
 def data_list_layouts() -> None:
     """Explain each layout that can be imported, with the tree that it expects."""

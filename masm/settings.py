@@ -169,6 +169,7 @@ class Augmentation(Section):
     blur: float = Field(default=0, ge=0, le=1)
     noise: float = Field(default=0, ge=0, le=1)
     jpeg: float = Field(default=0, ge=0, le=1)
+    self_blends: float = Field(default=0, ge=0, le=1, description="of the fakes, replaced (`masm.data.selfblend`)")
 
 
 class Optimisation(Section):

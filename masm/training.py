@@ -25,6 +25,7 @@ from masm.backbones import state_differences
 from masm.data.augment import MILD, Augmentation, augment, to_float
 from masm.data.batches import Batch, method_batches, steps_of_epoch, training_batches
 from masm.data.frames import Frames
+from masm.data.selfblend import blend_pairs
 from masm.data.stored import decoded, in_order
 from masm.detector import Detector
 from masm.errors import UserError
@@ -137,7 +138,10 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """This worker's share of the present epoch."""
         recipe, place = self.recipe, self.place
-        return training_batches(self.frames, recipe.batch_size, recipe.seed, self.epoch, place.rank, place.world)
+        return training_batches(
+            self.frames, recipe.batch_size, recipe.seed, self.epoch, place.rank, place.world,
+            recipe.augmentation.self_blends,
+        )  # fmt: skip
 
     def _calibrate(self) -> None:
         """Show a static mask the gradients of the pretrained model until it has decided."""
@@ -172,13 +176,19 @@ class Trainer:
             earlier = [state for state in self.mask_history if state["step"] < step]
             self.mask_history = [*earlier, {"step": step, "free": self._free()}]
 
+    def _inputs(self, batch: Batch) -> Tensor:
+        """The batch's images on the device, self-blended and augmented: (b, 3, S, S) float32."""
+        recipe = self.recipe
+        images = batch.images.to(self.detector.device)
+        if batch.blended.any():
+            landmarks = self.frames.landmarks[batch.samples]
+            images = blend_pairs(images, batch.samples, batch.blended, landmarks, recipe.seed, self.epoch)
+        return augment(images, batch.samples, recipe.seed, self.epoch, recipe.augmentation)
+
     def _backward(self, batch: Batch) -> Tensor:
         """Gradients of the classification loss, averaged over the workers; returns the loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        device = self.detector.device
-        recipe = self.recipe
-        images = augment(batch.images.to(device), batch.samples, recipe.seed, self.epoch, recipe.augmentation)
-        loss = classification_loss(self._replica(images), batch.labels.to(device))
+        loss = classification_loss(self._replica(self._inputs(batch)), batch.labels.to(self.detector.device))
         loss.backward()
         return loss.detach()
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from masm import __version__, registry
+from masm.data.findings import confounded_datasets
 from masm.data.table import read_table
 from masm.data.versions import digests
 from masm.detector import Detector
@@ -120,7 +121,7 @@ def _report_inputs(
         steps=training["steps"],
         shares=shares,
         trials=pd.read_csv(settings.root / "search" / "trials.csv").drop(columns=["val_auc", "time_total_s"]),
-        datasets=[_dataset_card(settings, name, digest) for name, digest in digests(settings).items()],
+        datasets=_dataset_cards(settings),
         candidates=len(registry.list_versions(client, settings.mlflow.model)) + 1,
         settings={**_shown(settings), "searched": training["hyperparameters"]},
         versions={
@@ -135,7 +136,14 @@ def _shown(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json", exclude={"mlflow", "ray", "pretrain", "code"})
 
 
-def _dataset_card(settings: Settings, name: str, digest: str) -> DatasetCard:
+def _dataset_cards(settings: Settings) -> list[DatasetCard]:
+    """A card for each dataset; one whose reals and fakes come from different sources says so."""
+    signs = confounded_datasets(settings.root / "reports" / "checks.json")
+    notes = {name: f"reals and fakes come from different sources: {sign}" for name, sign in signs.items()}
+    return [_dataset_card(settings, name, digest, notes.get(name, "")) for name, digest in digests(settings).items()]
+
+
+def _dataset_card(settings: Settings, name: str, digest: str, note: str) -> DatasetCard:
     rows = read_table(settings.table(name), ["identity", "method", "video_id"]).to_pandas()
     return DatasetCard(
         name=name,
@@ -144,6 +152,7 @@ def _dataset_card(settings: Settings, name: str, digest: str) -> DatasetCard:
         videos=len(rows.drop_duplicates(["method", "video_id"])),
         frames=len(rows),
         digest=digest,
+        note=note,
     )
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from masm.cluster import connected, discard, work_name
-from masm.data.frames import Frames, load_frames
+from masm.data.frames import load_frames
 from masm.data.versions import fetch_missing
 from masm.errors import UserError
 from masm.evaluation import macro_video_auc
@@ -32,8 +32,7 @@ from pipelines import run_stage
 
 def main(settings: Settings) -> None:
     """Write search/best.json and search/trials.csv; a search that was cut short goes on where it was."""
-    train, validate = settings.with_role("train"), settings.with_role("validate")
-    fetch_missing(settings.root, [f"ingest@{name}" for name in (*train, *validate)])
+    fetch_data(settings)
     with connected(settings.ray, cpus=settings.search.concurrent):
         name = work_name("search", settings, settings.search, settings.adapter, settings.mask)
         results = _tuner(settings, name).fit()
@@ -43,11 +42,21 @@ def main(settings: Settings) -> None:
     discard(settings.ray.storage, name)
 
 
-def trial(point: dict[str, Any], settings: Settings, frames: Frames, validation: Frames) -> None:
+def fetch_data(settings: Settings) -> None:
+    """Bring here what the stage reads, where it is not on this node."""
+    names = (*settings.with_role("train"), *settings.with_role("validate"))
+    fetch_missing(settings.root, [f"ingest@{name}" for name in names])
+
+
+def trial(point: dict[str, Any], settings: Settings) -> None:
     """Train one candidate, and report its score on the `validate` datasets after every epoch."""
     torch.set_num_threads(1)
+    fetch_data(settings)
     found = Hyperparameters.of(point)
     recipe = make_recipe(settings, settings.search.optimisation, found)
+    # Each trial finds the frames anew: their places in files are those of its node.
+    tables = [settings.table(dataset) for dataset in settings.with_role("train")]
+    frames, validation = (load_frames(tables, split, settings.search.frames) for split in ("train", "val"))
     trainer = Trainer(build_detector(settings, found), recipe, frames, validation)
     while not trainer.finished:
         line = trainer.run_epoch()
@@ -70,16 +79,7 @@ def search_space(space: SearchSpace, method: str) -> dict[str, Any]:
 
 def _tuner(settings: Settings, name: str) -> tune.Tuner:
     search = settings.search
-    tables = [settings.table(dataset) for dataset in settings.with_role("train")]
-    trainable = tune.with_resources(
-        tune.with_parameters(
-            trial,
-            settings=settings,
-            frames=load_frames(tables, "train", search.frames),
-            validation=load_frames(tables, "val", search.frames),
-        ),
-        {"CPU": 1},
-    )
+    trainable = tune.with_resources(tune.with_parameters(trial, settings=settings), {"CPU": 1})
     path = f"{settings.ray.storage}/{name}"
     if tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)

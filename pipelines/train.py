@@ -36,7 +36,7 @@ from pipelines import run_stage
 
 def main(settings: Settings) -> None:
     """Write models/detector, models/probe and models/train.json; a run that was killed goes on where it was."""
-    fetch_missing(settings.root, ["search", *(f"ingest@{name}" for name in settings.with_role("train"))])
+    fetch_data(settings)
     found = read_best(settings.root / "search" / "best.json")
     name = work_name("train", settings, settings.train, settings.adapter, settings.mask, asdict(found))
     trainer = make_trainer(settings, found)
@@ -48,6 +48,11 @@ def main(settings: Settings) -> None:
     _write(settings, found, trainer)
     if in_checkout(settings.root):  # what a job leaves in the storage path is all that remains of it
         discard(settings.ray.storage, name)
+
+
+def fetch_data(settings: Settings) -> None:
+    """Bring here what the stage reads, where it is not on this node."""
+    fetch_missing(settings.root, ["search", *(f"ingest@{name}" for name in settings.with_role("train"))])
 
 
 def make_trainer(
@@ -65,6 +70,7 @@ def make_trainer(
 
 def worker(config: dict[str, Any]) -> None:
     """One worker of the group: train epoch by epoch, with a checkpoint after each."""
+    fetch_data(config["settings"])
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size())
     trainer = make_trainer(config["settings"], config["found"], place, replicate=_replicate)

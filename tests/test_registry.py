@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -107,6 +108,19 @@ def test_run_keeps_settings_history_data_and_lineage(settings: Settings) -> None
     assert {"git.commit", "git.dirty", "settings.hash", "environment.hash"} <= set(version.tags)
     for key in lineage(settings, {"upsample": ""}):
         assert version.tags[key] == run.data.tags[key]
+
+
+def test_the_digests_of_the_data_are_those_of_dvc(settings: Settings) -> None:
+    locked = {name: hashlib.md5(name.encode()).hexdigest() + ".dir" for name in settings.datasets}
+    lock_data(settings.root, locked)
+    run_id = run_promote(settings)["run_id"]
+    client = registry.connect(settings.mlflow)
+    run = client.get_run(run_id)
+    version = client.get_model_version(settings.mlflow.model, "1")
+    shown = {item.dataset.name: item.dataset.digest for item in run.inputs.dataset_inputs}
+    for name, digest in locked.items():
+        assert run.data.tags[f"data.{name}"] == version.tags[f"data.{name}"] == digest
+        assert digest.startswith(shown[name])
 
 
 def test_better_version_takes_champion_and_the_old_one_keeps_its_tag(settings: Settings) -> None:

@@ -17,10 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from masm.adapters import AdapterSettings, MaskSettings
 from masm.backbones import Backbone, build_backbone
+from masm.data.augment import Augmentation
 from masm.data.frames import Frames
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.training import ALONE, Place, Recipe, Trainer, learning_rate_factor, predict
+from tests.data.tables import no_landmarks
 
 ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 ADAPTER = AdapterSettings("masm", rank=2, subspaces=2, grouping="interleaved", targets=("q", "v", "fc1"))
@@ -48,7 +50,8 @@ def make_frames(count: int, seed: int) -> Frames:
         pixels = noise if label else cv2.GaussianBlur(noise, (0, 0), 0.8)
         images.append(cv2.imencode(".png", np.clip(pixels, 0, 255).astype(np.uint8))[1].tobytes())
     own, one = np.arange(count), np.zeros(count, np.int64)  # each a video of its own, all of one dataset
-    return Frames(images, labels, np.where(labels == 1, "swap", "real"), datasets=one, videos=own, sources=own // 2)
+    methods, points = np.where(labels == 1, "swap", "real"), no_landmarks(count)
+    return Frames(images, labels, methods, datasets=one, videos=own, sources=own // 2, landmarks=points)
 
 
 def make_trainer(recipe: Recipe = RECIPE, place: Place = ALONE, **how: object) -> Trainer:
@@ -79,15 +82,17 @@ def test_the_same_seed_gives_the_same_weights() -> None:
     assert all(torch.equal(value, trainable(second)[name]) for name, value in trainable(first).items())
 
 
-def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
-    whole = make_trainer()
+@pytest.mark.parametrize("augmentation", [Augmentation(), Augmentation(self_blends=0.5)], ids=["mild", "self-blends"])
+def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path, augmentation: Augmentation) -> None:
+    recipe = replace(RECIPE, augmentation=augmentation)
+    whole = make_trainer(recipe)
     for _ in range(4):
         whole.run_epoch()
-    first = make_trainer()
+    first = make_trainer(recipe)
     for _ in range(2):
         first.run_epoch()
     first.save(tmp_path)
-    second = make_trainer()
+    second = make_trainer(recipe)
     second.load(tmp_path)
     while not second.finished:
         second.run_epoch()
@@ -95,6 +100,20 @@ def test_a_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
     assert second.mask_history == whole.mask_history
     assert all(torch.equal(value, trainable(whole)[name]) for name, value in trainable(second).items())
     assert json.loads((tmp_path / "progress.json").read_text())["epoch"] == 2
+
+
+def test_self_blends_reach_the_training_and_change_no_label() -> None:
+    trainer = make_trainer(replace(RECIPE, augmentation=Augmentation(self_blends=1)))
+    batch = next(trainer._batches())
+    plain = make_trainer()._inputs(replace(batch, blended=np.zeros(4, bool)))
+    inputs = trainer._inputs(batch)
+    assert batch.blended.all()
+    assert batch.labels.tolist() == [0, 1] * 4
+    # A fake is now about its real; both are mirrored and recoloured each by itself.
+    for images, alike in ((inputs, True), (plain, False)):
+        for real, fake in zip(images[::2], images[1::2], strict=True):
+            views = [np.corrcoef(real.ravel(), view.ravel())[0, 1] for view in (fake, fake.flip(-1))]
+            assert (max(views) > 0.6) == alike
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path) -> None:
@@ -198,6 +217,19 @@ def test_learning_rate_rises_then_falls_to_zero() -> None:
     assert factors[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert factors[10:] == pytest.approx([0.5 * (1 + np.cos(np.pi * i / 90)) for i in range(90)])
     assert learning_rate_factor(0, 1) == 1
+
+
+def test_every_step_has_its_rate_and_every_epoch_its_order() -> None:
+    """Defect 4 of the reference benchmark: its scheduler never steps, and its sampler never hears of the epoch."""
+    trainer = make_trainer(replace(RECIPE, epochs=3))
+    base = [group["lr"] for group in trainer.optimizer.param_groups]
+    rates, orders = [], []
+    while not trainer.finished:
+        orders.append([batch.samples.tolist() for batch in trainer._batches()])
+        trainer.run_epoch(lambda *_: rates.append([group["lr"] for group in trainer.optimizer.param_groups]))
+    factors = [learning_rate_factor(step, trainer.steps) for step in range(trainer.steps)]
+    np.testing.assert_allclose(rates, np.outer(factors, base))
+    assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
 def _two_workers(rank: int, folder: str, mask: MaskSettings) -> None:

@@ -37,6 +37,19 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     return np.array([[factor.real, -factor.imag, shift.real], [factor.imag, factor.real, shift.imag]])
 
 
+def transform(landmarks: np.ndarray, centre: tuple[float, float], side: float, size: int) -> np.ndarray:
+    """Where the pixels of the square that `align` cuts out, which takes the same, lie in the image: (2, 3) float64.
+
+    Raises:
+        ImageError: the landmarks are no face.
+    """
+    to_image = similarity(TEMPLATE, landmarks[:5])
+    # From the result's pixels to the template, and on to the image's.
+    to_image[:, 2] += to_image[:, :2] @ (np.asarray(centre) - side / 2)
+    to_image[:, :2] *= side / size
+    return to_image
+
+
 def align(image: np.ndarray, landmarks: np.ndarray, centre: tuple[float, float], side: float, size: int) -> np.ndarray:
     """Cut a square out of the aligned face.
 
@@ -56,10 +69,7 @@ def align(image: np.ndarray, landmarks: np.ndarray, centre: tuple[float, float],
     Raises:
         ImageError: the landmarks are no face, or the square lies outside the image.
     """
-    to_image = similarity(TEMPLATE, landmarks[:5])
-    # From the result's pixels to the template, and on to the image's.
-    to_image[:, 2] += to_image[:, :2] @ (np.asarray(centre) - side / 2)
-    to_image[:, :2] *= side / size
+    to_image = transform(landmarks, centre, side, size)
     corners = np.array([[0, 0], [size, 0], [0, size], [size, size]]) @ to_image[:, :2].T + to_image[:, 2]
     shrink = min(1.0, 1 / float(np.hypot(*to_image[:, 0])))
     low, high = corners.min(axis=0), corners.max(axis=0)

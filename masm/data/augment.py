@@ -23,12 +23,14 @@ class Augmentation:
     """Shares of the images, 0 to 1, that are blurred, get noise, and are compressed as JPEG, in this order.
 
     They resample or filter, and so add or hide the very traces that are to be learnt: what a detector gains in
-    robustness it may lose in sharpness. None of them by default.
+    robustness it may lose in sharpness. None of them by default. Before them comes `self_blends`, the share of the
+    fakes that are replaced by self-blends (`masm.data.selfblend`).
     """
 
     blur: float = 0.0
     noise: float = 0.0
     jpeg: float = 0.0
+    self_blends: float = 0.0
 
 
 MILD = Augmentation()

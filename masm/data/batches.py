@@ -22,11 +22,14 @@ class Batch:
         images: (b, 3, S, S) uint8.
         labels: (b,) float32.
         samples: (b,) int64 numbers of the frames, for randomness by sample.
+        blended: (b / 2,) bool; pairs, of a real and a fake side by side, whose fake is to be replaced by a self-blend
+            of the real (`masm.data.selfblend`). Its method is then not that of its sample.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     samples: np.ndarray
+    blended: np.ndarray
 
 
 def steps_of_epoch(frames: Frames, batch_size: int) -> int:
@@ -35,12 +38,12 @@ def steps_of_epoch(frames: Frames, batch_size: int) -> int:
 
 
 def training_batches(
-    frames: Frames, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1
+    frames: Frames, batch_size: int, seed: int, epoch: int, rank: int = 0, world: int = 1, self_blends: float = 0.0
 ) -> Iterator[Batch]:
     """This worker's share of every batch of an epoch.
 
     The batch of a step depends on (seed, epoch, step) alone, and is the same for any number of workers: worker
-    `rank` takes every `world`-th pair of it.
+    `rank` takes every `world`-th pair of it. `self_blends` is the share of the fakes that are to be replaced.
 
     Raises:
         UserError: the batch cannot be shared evenly, or a frame is damaged.
@@ -52,8 +55,11 @@ def training_batches(
         )
     steps = epoch_pairs(frames, batch_size, seed, epoch).reshape(-1, batch_size // 2, 2)
     shares = [pairs[rank::world].ravel() for pairs in steps]
-    for samples, images in zip(shares, decoded(frames.images, shares), strict=True):
-        yield _batch(frames, samples, images)
+    rng = np.random.default_rng((seed, epoch, len(frames)))  # neither the pairs' nor a sample's
+    chance = rng.random(steps.shape[:2])
+    blended = (chance < self_blends)[:, rank::world]
+    for samples, images, own in zip(shares, decoded(frames.images, shares), blended, strict=True):
+        yield _batch(frames, samples, images, own)
 
 
 def method_batches(
@@ -70,8 +76,8 @@ def method_batches(
         fakes = np.flatnonzero((frames.labels == 1) & (frames.methods == method))
         drawn = [np.resize(rng.permutation(members), pairs) for members in (reals, fakes)]
         samples = np.stack(drawn, axis=1)[rank::world].ravel()
-        yield method, _batch(frames, samples, decode(pick(frames.images, samples)))
+        yield method, _batch(frames, samples, decode(pick(frames.images, samples)), np.zeros(len(samples) // 2, bool))
 
 
-def _batch(frames: Frames, samples: np.ndarray, images: torch.Tensor) -> Batch:
-    return Batch(images, torch.from_numpy(frames.labels[samples]).float(), samples)
+def _batch(frames: Frames, samples: np.ndarray, images: torch.Tensor, blended: np.ndarray) -> Batch:
+    return Batch(images, torch.from_numpy(frames.labels[samples]).float(), samples, blended)

@@ -14,7 +14,7 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from masm.data.alignment import align
+from masm.data.alignment import align, transform
 from masm.data.images import ImageError
 from masm.errors import UserError
 
@@ -291,11 +291,35 @@ def crop(
     if profile.alignment == "square":
         result = _cut_square(image, box, profile, move)
     elif landmarks is not None:
-        centre = (move.shift_x * profile.margin, move.shift_y * profile.margin)
-        result = align(image, landmarks, centre, profile.margin * move.scale, profile.size)
+        result = align(image, landmarks, *_aligned_square(profile, move), profile.size)
     else:
         raise ImageError("no landmarks to align the face by")
     return result[:, ::-1].copy() if move.flip else result
+
+
+def crop_landmarks(
+    box: np.ndarray, profile: CropProfile, jitter: Jitter | None, landmarks: np.ndarray | None
+) -> np.ndarray | None:
+    """Where the first five landmarks lie in the crop that `crop` cuts out, which takes the same: (5, 2) pixels of it.
+
+    In a mirrored crop left and right have changed places, so that the image-left eye is the first again.
+    """
+    if landmarks is None:
+        return None
+    move = jitter or _STILL
+    five = landmarks[:5].astype(np.float64)
+    if profile.alignment == "square":
+        left, top, side = _square(box, profile.margin, move)
+        points = (five - (left, top)) * profile.size / side
+    else:
+        to_image = transform(five, *_aligned_square(profile, move), profile.size)
+        points = np.linalg.solve(to_image[:, :2], (five - to_image[:, 2]).T).T
+    return np.array([profile.size, 0]) + points[[1, 0, 2, 4, 3]] * [-1, 1] if move.flip else points
+
+
+def _aligned_square(profile: CropProfile, move: Jitter) -> tuple[tuple[float, float], float]:
+    """Centre and side of an aligned crop, in units of the mean face."""
+    return (move.shift_x * profile.margin, move.shift_y * profile.margin), profile.margin * move.scale
 
 
 def _cut_square(image: np.ndarray, box: np.ndarray, profile: CropProfile, move: Jitter) -> np.ndarray:

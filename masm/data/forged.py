@@ -22,7 +22,7 @@ from masm.data.importers.folder import folder_photographs
 from masm.data.importers.photograph import Photograph, Unusable
 from masm.data.people import Place, divide_people
 from masm.data.profile import crop_profile
-from masm.data.rows import Outcome, encode, image_columns
+from masm.data.rows import Outcome, encode, image_columns, landmark_columns
 from masm.errors import UserError
 from masm.settings import ForgedDataset, Settings
 
@@ -170,7 +170,7 @@ def _frames(task: Task, face: Face, forgery: Forgery | None, method: str) -> Ite
             "identity": face.identity,
             "compression": f"jpeg-{quality}",
             "bbox": face.box.tolist(),
-            "landmarks": None if face.landmarks is None else face.landmarks.ravel().tolist(),
+            **landmark_columns(face.box, recipe.profile, jitter, face.landmarks),
             "mask": None
             if forgery is None
             else encode(crop(forgery.mask, face.box, recipe.profile, jitter, face.landmarks)),

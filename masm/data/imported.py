@@ -12,7 +12,7 @@ from masm.data.faces import CropProfile
 from masm.data.importers.photograph import Unusable
 from masm.data.index import IndexedClip, count_splits, index_digest, read_index
 from masm.data.profile import crop_profile, detector_weights
-from masm.data.rows import Outcome, encode, image_columns
+from masm.data.rows import Outcome, encode, image_columns, landmark_columns
 from masm.errors import UserError
 from masm.settings import ROLE_SPLITS, ImportedDataset, Settings
 
@@ -83,7 +83,7 @@ class Task:
             "identity": self._identity(),
             "compression": clip.compression,
             "bbox": frame.box.tolist(),
-            "landmarks": None if frame.landmarks is None else frame.landmarks.ravel().tolist(),
+            **landmark_columns(frame.box, self.profile, None, frame.landmarks),
             "mask": None if frame.mask is None else encode(frame.mask),
             "forge_parameters": None,
             "attributes": list(clip.attributes),

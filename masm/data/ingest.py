@@ -31,7 +31,7 @@ from masm.data.rows import Outcome, Task
 from masm.data.table import SCHEMA, write_table
 from masm.data.versions import code_digest
 from masm.errors import CheckFailed, UserError
-from masm.settings import ForgedDataset, Settings, fingerprint
+from masm.settings import ROLE_SPLITS, ForgedDataset, Settings, fingerprint
 
 AHEAD = 4
 """Tasks in hand for each process: enough that none waits, few enough to stay small."""
@@ -132,6 +132,7 @@ def _ingest(
         raise
     frames = sum(pq.read_metadata(part).num_rows for part in parts)
     shutil.rmtree(work.parent)
+    _drop_former_roles(settings, dataset)
     return Summary(outcomes, frames, failures)
 
 
@@ -201,6 +202,14 @@ def _drop_failed(parts: Iterable[Path]) -> None:
     for part in parts:
         if any(failure["frame_index"] is None for failure in _failures(part)):
             part.unlink()
+
+
+def _drop_former_roles(settings: Settings, dataset: str) -> None:
+    """Remove the table that the dataset left when it had another role: DVC, for which it is no output any more, would
+    take it for part of what stages with that role depend on. Its cache and remote keep it.
+    """
+    for role in set(ROLE_SPLITS) - {settings.datasets[dataset].role}:
+        shutil.rmtree(settings.root / "data" / role / dataset, ignore_errors=True)
 
 
 def _check_coverage(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from masm.data.faces import CropProfile
+from masm.data.faces import CropProfile, Jitter, crop_landmarks
 from masm.data.table import SCHEMA_VERSION, perceptual_hash, sha256
 
 
@@ -38,6 +38,17 @@ def image_columns(image: np.ndarray, profile: CropProfile) -> dict[str, Any]:
         "phash": perceptual_hash(image),
         "profile": profile.hash,
         "schema_version": SCHEMA_VERSION,
+    }
+
+
+def landmark_columns(
+    box: np.ndarray, profile: CropProfile, jitter: Jitter | None, landmarks: np.ndarray | None
+) -> dict[str, list[float] | None]:
+    """The columns of a face's landmarks: in its photograph, and in its crop."""
+    inside = crop_landmarks(box, profile, jitter, landmarks)
+    return {
+        "landmarks": None if landmarks is None else landmarks.ravel().tolist(),
+        "crop_landmarks": None if inside is None else inside.ravel().tolist(),
     }
 
 

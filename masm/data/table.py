@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from masm.errors import UserError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SHARD_BYTES = 128 * 2**20
 """Image bytes after which a new shard is begun (64 to 256 MB read well from object stores)."""
 ROW_GROUP = 256
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("bbox", pa.list_(pa.float32(), 4)),  # x, y, width, height in the photograph as it was forged, px
         ("landmarks", pa.list_(pa.float32())),  # x0, y0, x1, y1 ... in the same pixels; null without
+        ("crop_landmarks", pa.list_(pa.float32())),  # the first five in the stored image, px; null without
         ("mask", pa.binary()),  # PNG of the blending mask in the crop; null for reals
         ("forge_parameters", pa.string()),  # JSON; null for reals
         ("attributes", pa.map_(pa.string(), pa.string())),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from masm.errors import UserError
 from masm.settings import Settings, fingerprint
@@ -37,7 +40,9 @@ def code_digest(package: Path) -> str:
 def fetch_missing(root: Path, stages: list[str]) -> None:
     """Bring outputs that are not on this disk here from the DVC remote, by the hashes in dvc.lock.
 
-    A job on a cluster gets the code, params.yaml and dvc.lock, but no data: this is where its data come from.
+    A job on a cluster gets the code, params.yaml and dvc.lock, but no data: this is where its data come from, on each
+    node for itself. Of the workers of a node one fetches while the others wait; what a killed one left half fetched
+    is fetched again.
 
     Args:
         root: the workspace, where dvc.lock is.
@@ -47,24 +52,81 @@ def fetch_missing(root: Path, stages: list[str]) -> None:
         UserError: an output is neither here nor in the remote.
     """
     locked = _locked_stages(root)
-    missing = [
-        stage
-        for stage in stages
-        if any(not (root / out["path"]).exists() for out in locked.get(stage, {"outs": []})["outs"])
-    ]
-    if not missing:
+    needed = {stage: locked[stage]["outs"] for stage in stages if stage in locked}
+    if not needed:
         return
+    work = root / "data" / "work"
+    work.mkdir(parents=True, exist_ok=True)
+    begun = work / "fetching"
+    with FileLock(work / "fetch.lock"):
+        unfinished = begun.read_text().split() if begun.exists() else []
+        missing = [
+            stage
+            for stage, outs in needed.items()
+            if stage in unfinished or any(not (root / out["path"]).exists() for out in outs)
+        ]
+        if missing:
+            begun.write_text(" ".join(sorted({*unfinished, *missing})))
+            _pull(root, missing, force=bool(unfinished))
+            begun.write_text(" ".join(stage for stage in unfinished if stage not in missing))
+
+
+def _pull(root: Path, stages: list[str], force: bool) -> None:
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo(str(root), config={"core": {"no_scm": not in_checkout(root)}}) as repo:
-            repo.pull(targets=[f"{root / 'dvc.yaml'}:{stage}" for stage in missing])
+            repo.pull(targets=[f"{root / 'dvc.yaml'}:{stage}" for stage in stages], force=force)
     except DvcException as error:
         raise UserError(
-            f"the outputs of {', '.join(missing)} are not in {root} and the DVC remote does not give them ({error}): "
+            f"the outputs of {', '.join(stages)} are not in {root} and the DVC remote does not give them ({error}): "
             "run `dvc push` where the data was made."
         ) from None
+
+
+def fetch_table(root: Path, dataset: str, revision: str, out: Path) -> str:
+    """Bring the face table that a dataset had at a revision here, from DVC's cache or remote.
+
+    Args:
+        root: the workspace.
+        dataset: its name at that revision.
+        revision: anything that git takes for a commit.
+        out: the folder that the table becomes; it appears when it is whole.
+
+    Returns:
+        The table's MD5, as dvc.lock holds it at that revision.
+
+    Raises:
+        UserError: `out` is there already, the revision is unknown, it has no such dataset, or neither cache nor remote
+            gives it.
+    """
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexError
+
+    if out.exists():
+        raise UserError(f"{out} is there already: move it away, or give another --out.")
+    partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    try:
+        files = DVCFileSystem(str(root), rev=revision)
+        workspace = root.resolve().relative_to(Path(files.repo.scm.root_dir).resolve())
+        stages = yaml.safe_load(files.read_text(str(workspace / "dvc.lock")))["stages"]
+        if f"ingest@{dataset}" not in stages:
+            names = ", ".join(sorted(stage.removeprefix("ingest@") for stage in stages if "@" in stage))
+            raise UserError(f"there is no dataset {dataset!r} in dvc.lock at revision {revision}: it has {names}.")
+        table = stages[f"ingest@{dataset}"]["outs"][0]
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        files.get(str(workspace / table["path"]), str(partial), recursive=True)
+        partial.rename(out)
+    except (DvcException, DataIndexError, OSError) as error:
+        raise UserError(
+            f"the face table of {dataset} at revision {revision} cannot be fetched ({error}): name a commit of this "
+            "repository that has a dvc.lock, and run `dvc push` where the data was made."
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return table["md5"]
 
 
 def _locked_stages(root: Path) -> dict[str, Any]:

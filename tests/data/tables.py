@@ -32,6 +32,11 @@ def png(*seed: int, side: int = 8) -> bytes:
     return cv2.imencode(".png", np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))[1].tobytes()
 
 
+def no_landmarks(count: int) -> np.ndarray:
+    """Those of frames that have none."""
+    return np.full((count, 5, 2), np.nan, np.float16)
+
+
 def row(dataset: str, method: str, video: str, frame: int, image: bytes, **columns: Any) -> Row:
     """A frame's row of a face table; `columns` go before what is made up here."""
     return dict.fromkeys(SCHEMA.names) | {

@@ -10,13 +10,15 @@ import torch
 from masm.data.batches import method_batches, steps_of_epoch, training_batches
 from masm.data.frames import Frames
 from masm.errors import UserError
+from tests.data.tables import no_landmarks
 
 
 def frames(reals: int, fakes: int) -> Frames:
     labels = np.array([0] * reals + [1] * fakes)
     images = [cv2.imencode(".png", np.full((8, 8, 3), i, np.uint8))[1].tobytes() for i in range(reals + fakes)]
     own, one = np.arange(reals + fakes), np.zeros(reals + fakes, np.int64)
-    return Frames(images, labels, np.where(labels == 1, "swap", "real"), datasets=one, videos=own, sources=own)
+    methods, points = np.where(labels == 1, "swap", "real"), no_landmarks(reals + fakes)
+    return Frames(images, labels, methods, datasets=one, videos=own, sources=own, landmarks=points)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
@@ -40,6 +42,34 @@ def test_an_epoch_is_the_same_again_and_another_one_is_not() -> None:
         assert (one.samples == other.samples).all()
         assert torch.equal(one.images, other.images)
     assert any((one.samples != other.samples).any() for one, other in zip(epoch, other_epoch, strict=True))
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_share_of_the_fakes_is_to_be_blended_the_same_for_any_workers(world: int) -> None:
+    data = frames(60, 60)
+    marked = {
+        tuple(pair)
+        for rank in range(world)
+        for batch in training_batches(data, 8, 5, 2, rank, world, self_blends=0.3)
+        for pair in batch.samples.reshape(-1, 2)[batch.blended].tolist()
+    }
+    alone = [
+        (*pair, chosen)
+        for batch in training_batches(data, 8, 5, 2, self_blends=0.3)
+        for pair, chosen in zip(batch.samples.reshape(-1, 2).tolist(), batch.blended, strict=True)
+    ]
+    assert marked == {(real, fake) for real, fake, chosen in alone if chosen}
+    assert 0.1 < len(marked) / len(alone) < 0.5
+    for share, expected in ((0.0, 0), (1.0, len(alone))):
+        assert sum(b.blended.sum() for b in training_batches(data, 8, 5, 2, self_blends=share)) == expected
+
+
+def test_another_share_leaves_the_pairs_as_they_are() -> None:
+    data = frames(20, 20)
+    for one, other in zip(
+        training_batches(data, 8, 5, 2), training_batches(data, 8, 5, 2, self_blends=0.5), strict=True
+    ):
+        assert (one.samples == other.samples).all()
 
 
 def test_a_damaged_frame_stops_the_epoch_when_its_turn_comes() -> None:
@@ -73,7 +103,7 @@ def test_each_method_has_a_batch_with_as_many_reals(world: int) -> None:
     shares = [list(method_batches(data, 8, 5, 0, rank, world)) for rank in range(world)]
     for one in zip(*shares, strict=True):
         (method,) = {name for name, _ in one}
-        assert all(batch.labels.mean() == 0.5 for _, batch in one)
+        assert all(batch.labels.mean() == 0.5 and not batch.blended.any() for _, batch in one)
         samples = np.concatenate([batch.samples for _, batch in one])
         assert set(data.methods[samples]) == {"real", method}
         for label in (0, 1):

@@ -16,6 +16,7 @@ from masm.data.faces import (
     Jitter,
     YuNetDetector,
     crop,
+    crop_landmarks,
     draw_jitter,
     find_face,
     make_detector,
@@ -131,6 +132,25 @@ class TestAlignedCrop:
         assert cut.shape == (64, 64)
         assert (cut[seen > 77] == 255).all()
         assert (cut[seen < 74] == 0).all()
+
+
+@pytest.mark.parametrize("alignment", ["square", "landmarks"])
+@pytest.mark.parametrize("jitter", [None, Jitter(0.03, -0.04, 0.95, flip=True)], ids=["still", "mirrored"])
+def test_landmarks_of_the_crop_are_where_it_shows_them(alignment: str, jitter: Jitter | None) -> None:
+    profile = replace(PROFILE, size=128, margin=1.5, alignment=alignment)
+    turned = TEMPLATE @ np.array([[0.9, 0.3], [-0.3, 0.9]])
+    landmarks, box = np.float32(turned * 50 + [80, 60]), np.float32([60, 35, 40, 50])
+    placed = crop_landmarks(box, profile, jitter, landmarks)
+    assert placed is not None
+    mirrored = [1, 0, 2, 4, 3] if jitter is not None and jitter.flip else range(5)
+    for point, name in zip(placed, mirrored, strict=True):
+        y, x = np.mgrid[:120, :160] + 0.5
+        spot = 255 * np.exp(-((x - landmarks[name, 0]) ** 2 + (y - landmarks[name, 1]) ** 2) / 8)
+        shown = crop(np.uint8(np.rint(spot)), box, profile, jitter, landmarks).astype(float)
+        rows, columns = np.mgrid[:128, :128] + 0.5
+        seen = np.array([(columns * shown).sum(), (rows * shown).sum()]) / shown.sum()
+        np.testing.assert_allclose(point, seen, atol=0.3)
+    assert crop_landmarks(box, profile, jitter, None) is None
 
 
 class TestCropper:

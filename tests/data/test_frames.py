@@ -44,6 +44,24 @@ def test_frames_know_their_dataset_video_and_source(tmp_path: Path) -> None:
         assert (numbers[:, None] == numbers[None]).tolist() == same
 
 
+def test_landmarks_come_with_their_frames(tmp_path: Path) -> None:
+    points = {f"{video:03d}": np.float32(np.random.default_rng(video).uniform(0, 224, 10)) for video in range(6)}
+    rows = [
+        row("one", method, video, 0, png(*video.encode()), split=("train", "val")[number % 2], crop_landmarks=place)
+        for number, (video, where) in enumerate(points.items())
+        for method, place in (("real", where.tolist()), ("swap", None))
+    ]
+    write_table(tmp_path / "one", rows, [])
+    frames = load_frames([tmp_path / "one"], "val")
+    kept = [one for one in rows if one["split"] == "val"]
+    assert [list(frames.images).index(one["image"]) for one in kept[::2]] == [0, 2, 4]
+    for own, one in zip(frames.landmarks, kept, strict=True):
+        if one["crop_landmarks"] is None:
+            assert np.isnan(own).all()
+        else:
+            np.testing.assert_allclose(own.ravel(), one["crop_landmarks"], atol=1 / 16)
+
+
 def test_one_class_alone_is_refused(tmp_path: Path) -> None:
     write_table(tmp_path / "set", [row("set", "real", str(i), 0, png(i)) for i in range(3)], [])
     with pytest.raises(UserError, match="the train split of set has 3 frames of one class"):

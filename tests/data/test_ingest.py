@@ -115,6 +115,28 @@ def test_the_stored_crop_is_the_serving_crop(ingested: Settings) -> None:
     assert best < 25  # the same face, but for jitter, noise and compression
 
 
+def test_landmarks_are_told_in_the_crop(ingested: Settings) -> None:
+    """Each jittered crop has its own; the image-left eye stays the first in those that are mirrored."""
+    rows = read_table(ingested.table("denoise"), ["video_id", "frame_index", "method", "crop_landmarks"]).to_pylist()
+    points = np.array([row["crop_landmarks"] for row in rows]).reshape(-1, 5, 2)
+    assert ((points > 0) & (points < ingested.crop.size)).all()
+    assert (points[:, 0, 0] < points[:, 1, 0]).all()
+    assert (points[:, 3, 0] < points[:, 4, 0]).all()
+    of = {(row["video_id"], row["method"], row["frame_index"]): own for row, own in zip(rows, points, strict=True)}
+    for (video, method, frame), own in of.items():
+        assert (own == of[video, "real", frame]).all()  # a forgery is cut out as its real is
+        assert frame == 0 or not np.allclose(own, of[video, method, 0], atol=0.1)
+
+
+def test_a_dataset_that_changes_its_role_leaves_no_table_behind(tmp_path: Path) -> None:
+    for role in ("test", "validate"):
+        entry = {"role": role, "camera": "compact", "forgeries": ["denoise"]}
+        settings = make_settings(tmp_path, datasets={"faces": entry})
+        ingest(settings, "faces", lambda done, total: None)
+        tables = [path.parent for path in (tmp_path / "data").rglob("faces-*.parquet")]
+        assert tables == [settings.table("faces")] == [tmp_path / "data" / role / "faces"]
+
+
 def test_aligned_crops_go_by_the_landmarks(ingested: Settings) -> None:
     """The faces that are held most at a slant look more like the aligned crop than like the plain one."""
     recipe = make_recipe(ingested, "denoise")

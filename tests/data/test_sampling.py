@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from masm.data.frames import Frames
 from masm.data.sampling import epoch_pairs, pairs_of_epoch
+from tests.data.tables import no_landmarks
 
 Video = tuple[str, str, int]
 """Dataset, method, source."""
@@ -30,6 +31,7 @@ def make_frames(videos: dict[Video, int]) -> Frames:
         datasets=numbers(list(datasets)),
         videos=numbers(list(keys)),
         sources=numbers(list(zip(datasets, sources, strict=True))),
+        landmarks=no_landmarks(len(keys)),
     )
 
 

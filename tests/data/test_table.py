@@ -33,6 +33,7 @@ def row(index: int, split: str = "train", size: int = 10) -> dict[str, Any]:
         "height": 64,
         "bbox": [1.0, 2.0, 3.0, 4.0],
         "landmarks": None,
+        "crop_landmarks": None,
         "mask": None,
         "forge_parameters": None,
         "attributes": [("camera", "compact")],

@@ -1,0 +1,184 @@
+"""DVC's part, against a remote in a folder: what is fetched is what was pushed at that revision, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import shutil
+import subprocess
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo
+from typer.testing import CliRunner
+
+from masm.cli import app
+from masm.data.table import write_table
+from masm.data.versions import digests, fetch_missing, fetch_table
+from masm.errors import UserError
+from masm.settings import Settings, load_settings
+from tests.data.tables import FORGED, make_settings, row
+
+STAGE = "ingest@judge"
+EACH = {"cmd": "true", "outs": ["data/${item.role}/${key}"]}
+PIPELINE = {"stages": {"ingest": {"foreach": "${datasets}", "do": EACH}}}
+Files = dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class History:
+    """A repository whose workspace lies below its root; its table at the tags "first" and "second"."""
+
+    repository: Path
+    workspace: Path
+    tables: dict[str, Files]
+    locked: dict[str, str]
+
+
+def git(folder: Path, *command: str) -> None:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", *identity, *command], cwd=folder, check=True, capture_output=True)
+
+
+def files_of(folder: Path) -> Files:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def commit_version(settings: Settings, tag: str) -> tuple[Files, str]:
+    """A table that only this version has: its bytes, and its MD5 in dvc.lock."""
+    images = [f"{tag} {number}".encode() for number in range(3)]
+    rows = [row("judge", "real", str(number), 0, image) for number, image in enumerate(images)]
+    write_table(settings.table("judge"), rows, [])
+    with Repo(str(settings.root)) as repo:
+        repo.commit(str(settings.root / "dvc.yaml"), force=True)
+        repo.push(targets=[str(settings.root / "dvc.yaml")])
+    git(settings.root, "add", "-A")
+    git(settings.root, "commit", "-m", tag)
+    git(settings.root, "tag", tag)
+    return files_of(settings.table("judge")), digests(settings)["judge"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> History:
+    folder = tmp_path_factory.mktemp("versions")
+    repository = folder / "repository"
+    settings = make_settings(repository / "runs" / "one", {"judge": {"role": "test", **FORGED}})
+    (settings.root / "dvc.yaml").write_text(yaml.safe_dump(PIPELINE))
+    (repository / ".gitignore").write_text("/runs/*/data\n")
+    git(repository, "init", "-q")
+    git(repository, "commit", "--allow-empty", "-m", "empty")
+    git(repository, "tag", "empty")
+    with Repo.init(str(repository)) as repo, repo.config.edit() as config:
+        config["core"]["remote"] = "storage"
+        config["remote"]["storage"] = {"url": str(folder / "remote")}
+    versions = {tag: commit_version(settings, tag) for tag in ("first", "second")}
+    tables, locked = ({tag: version[part] for tag, version in versions.items()} for part in (0, 1))
+    return History(repository, settings.root, tables, locked)
+
+
+@pytest.fixture
+def history(made: History, tmp_path: Path) -> History:
+    """A clone on another machine: neither table nor cache."""
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(made.repository), str(clone))
+    git(clone, "fetch", "-q", "--tags")
+    return History(clone, clone / "runs" / "one", made.tables, made.locked)
+
+
+def directory_md5(files: Files) -> str:
+    """What DVC calls the MD5 of a folder: that of the JSON listing of its files, by name."""
+    listing = [{"md5": hashlib.md5(data).hexdigest(), "relpath": name} for name, data in sorted(files.items())]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest() + ".dir"
+
+
+@pytest.mark.parametrize("tag", ["first", "second"])
+def test_a_revision_gives_its_own_bytes_and_their_digest(history: History, tmp_path: Path, tag: str) -> None:
+    digest = fetch_table(history.workspace, "judge", tag, tmp_path / "out")
+    assert files_of(tmp_path / "out") == history.tables[tag]
+    assert digest == history.locked[tag] == directory_md5(history.tables[tag])
+    assert history.locked["first"] != history.locked["second"]
+    assert [path.name for path in tmp_path.iterdir() if "partial" in path.name] == []
+
+
+def test_the_command_prints_the_digest(history: History, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = str(history.workspace / "params.yaml")
+    printed = CliRunner().invoke(app, ["data", "fetch", "judge", "--revision", "first", "--params", params])
+    assert printed.output.split() == ["judge-first:", history.locked["first"]]
+    printed = CliRunner().invoke(app, ["data", "fetch", "judge", "--out", "here", "--params", params])
+    assert printed.output.split() == ["here:", history.locked["second"]]
+    assert files_of(tmp_path / "judge-first") == history.tables["first"]
+
+
+@pytest.mark.parametrize(
+    ("dataset", "revision", "says"),
+    [
+        ("judge", "nowhere", "judge at revision nowhere cannot be fetched"),
+        ("judge", "empty", "judge at revision empty cannot be fetched"),
+        ("jury", "first", "no dataset 'jury' in dvc.lock at revision first: it has judge"),
+    ],
+)
+def test_what_is_not_there_is_said(history: History, tmp_path: Path, dataset: str, revision: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        fetch_table(history.workspace, dataset, revision, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_remote_without_the_table(history: History, tmp_path: Path) -> None:
+    with Repo(str(history.repository)) as repo, repo.config.edit() as config:
+        config["remote"]["storage"] = {"url": str(tmp_path / "empty")}
+    with pytest.raises(UserError, match=r"cannot be fetched .* run `dvc push` where the data was made"):
+        fetch_table(history.workspace, "judge", "first", tmp_path / "out")
+    with pytest.raises(UserError, match="the DVC remote does not give them"):
+        fetch_missing(history.workspace, [STAGE])
+
+
+def test_nothing_is_overwritten(history: History, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        fetch_table(history.workspace, "judge", "first", tmp_path / "out")
+
+
+def test_a_node_fetches_what_its_lock_names(history: History) -> None:
+    git(history.repository, "checkout", "-q", "first")
+    shutil.rmtree(history.repository / ".git")  # a job's copy has none
+    table = load_settings(history.workspace / "params.yaml").table("judge")
+    fetch_missing(history.workspace, [STAGE])
+    assert files_of(table) == history.tables["first"]
+    (table / "outcomes.json").unlink()
+    fetch_missing(history.workspace, [STAGE])  # what is there is left as it is
+    assert set(files_of(table)) == set(history.tables["first"]) - {"outcomes.json"}
+
+
+def test_a_fetch_that_was_killed_is_done_again(history: History) -> None:
+    table = load_settings(history.workspace / "params.yaml").table("judge")
+    table.mkdir(parents=True)
+    (table / "outcomes.json").write_text("half of it")
+    marker = history.workspace / "data" / "work" / "fetching"
+    marker.parent.mkdir()
+    marker.write_text(STAGE)
+    fetch_missing(history.workspace, [STAGE])
+    assert files_of(table) == history.tables["second"]
+    assert marker.read_text() == ""
+
+
+def fetch_and_read(workspace: Path, start: Barrier, results: multiprocessing.Queue[Files]) -> None:
+    start.wait()
+    fetch_missing(workspace, [STAGE])
+    results.put(files_of(load_settings(workspace / "params.yaml").table("judge")))
+
+
+def test_workers_of_one_node_fetch_once_and_all_find_it_whole(history: History) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, results = context.Barrier(2), context.Queue()
+    workers = [context.Process(target=fetch_and_read, args=(history.workspace, start, results)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    found = [results.get(timeout=120) for _ in workers]
+    for worker in workers:
+        worker.join()
+    assert found == [history.tables["second"]] * 2
