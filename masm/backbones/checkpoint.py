@@ -99,8 +99,7 @@ def _read_torch(path: Path) -> Checkpoint:
     except _DAMAGED as error:
         if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
             raise NeedsCodeError(path, found[1]) from None
-        detail = (str(error).splitlines() or [""])[0][:100]
         raise UserError(
-            f"{path} is no checkpoint of torch.save, or is damaged ({type(error).__name__}: {detail}): fetch it anew."
+            f"{path} is no checkpoint of torch.save, or is damaged ({type(error).__name__}): fetch it anew."
         ) from error
     return find_weights(loaded, path)

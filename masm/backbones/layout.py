@@ -61,6 +61,8 @@ def possible_kinds(checkpoint: Checkpoint) -> tuple[Kind, ...]:
         return ("masm detector",)
     if any(name.startswith(_FSFM_ALONE) for name in tensors):
         return ("fsfm pretraining",)
+    if checkpoint.container == "state_dict":
+        return ("timm",)
     in_model = checkpoint.container == "model"
     if head is not None and len(head) == len(FSFM_CLASSES) and "fc_norm.weight" in tensors:
         return ("fsfm fine-tuned",) if in_model else ("fsfm fine-tuned", "timm")

@@ -71,6 +71,8 @@ def load_backbone(name: str, weights: str | Path, image_size: int, layout: Layou
     """
     if weights == "starter":
         return _load_starter(image_size)
+    with torch.device("meta"):
+        build_backbone(name, {"img_size": image_size})  # a wrong name is said before anything is read or fetched
     if weights == "hub":
         return _load_hub(name, image_size)
     path = Path(weights)
@@ -94,8 +96,6 @@ def _load_starter(image_size: int) -> Backbone:
 
 def _load_hub(name: str, image_size: int) -> Backbone:
     arguments = {"img_size": image_size}
-    with torch.device("meta"):
-        build_backbone(name, arguments)  # a name that cannot be is said before anything is fetched
     try:
         # With its own head, as timm lets keys be missing where the number of classes is another one.
         model = timm.create_model(name, pretrained=True, **arguments)
