@@ -69,10 +69,13 @@ class Detector(nn.Module):
     def build(cls, backbone: Backbone, adapter: AdapterSettings, seed: int, cache: Path | None = None) -> Detector:
         """A detector to be trained, on a copy of the pretrained `backbone`.
 
+        Its head starts as the backbone's own where that was fine-tuned, so that the first logits are those of
+        the fine-tuned model; but for layernorm, whose head sees features of another length.
+
         Args:
             backbone: stays as it is.
             adapter: how to adapt it.
-            seed: draws the head's weights, and LoRA's.
+            seed: draws the head's weights where the backbone brings none, and LoRA's.
             cache: a folder that keeps decompositions; None makes them anew.
 
         Raises:
@@ -82,8 +85,12 @@ class Detector(nn.Module):
         adapt(model, adapter, cache=cache, seed=seed)
         architecture = Architecture(backbone.name, backbone.arguments, backbone.mean, backbone.std)
         detector = cls(model, architecture, adapter)
-        nn.init.normal_(detector.head.weight, std=_HEAD_STD, generator=torch.Generator().manual_seed(seed))
-        nn.init.zeros_(detector.head.bias)
+        if backbone.head is not None and not adapter.unit_features:
+            weight, bias = backbone.head
+            detector.head.load_state_dict({"weight": weight, "bias": bias})
+        else:
+            nn.init.normal_(detector.head.weight, std=_HEAD_STD, generator=torch.Generator().manual_seed(seed))
+            nn.init.zeros_(detector.head.bias)
         return detector
 
     @property

@@ -52,7 +52,7 @@ def build_detector(settings: Settings, found: Hyperparameters | None) -> Detecto
     """The adapted backbone with an untrained head; the frozen-backbone probe where `found` is None."""
     weights = settings.backbone.weights
     source = weights if weights in ("starter", "hub") else settings.path(weights)
-    backbone = load_backbone(settings.backbone.name, source, settings.crop.size)
+    backbone = load_backbone(settings.backbone.name, source, settings.crop.size, settings.backbone.layout)
     adapter = AdapterSettings(
         method="probe" if found is None else settings.adapter.method,
         rank=0 if found is None else found.rank,

@@ -141,7 +141,16 @@ class Backbone(Section):
     """The pretrained vision transformer that is adapted."""
 
     name: str = Field(description="timm's name; 'starter' for the one that ships")
-    weights: str = Field(description="'starter', 'hub' or the path of a safetensors file")
+    weights: str = Field(description="'starter', 'hub', or the path of a .safetensors, .pth, .pt or .bin file")
+    layout: Literal["timm", "fsfm"] | None = Field(
+        default=None, description="whose a file is, where its keys do not say: pooling and normalisation follow"
+    )
+
+    @model_validator(mode="after")
+    def _layout_of_a_file(self) -> Backbone:
+        if self.layout is not None and self.weights in ("starter", "hub"):
+            raise ValueError(f"layout is for files: leave it out with weights {self.weights!r}")
+        return self
 
 
 class Adapter(Section):

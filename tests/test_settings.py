@@ -37,6 +37,7 @@ def test_the_shipped_file_loads() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
+        ("backbone.layout", "fsfm", "layout is for files"),
         ("train.lrr", 1e-3, "train.lrr: unknown setting; did you mean lr?"),
         ("serach", {}, "serach: unknown setting; did you mean search?"),
         ("train.rank", 4, "train.rank: unknown setting; rank is searched: set its range in search.space"),

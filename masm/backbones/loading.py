@@ -1,12 +1,9 @@
-"""Where a backbone's weights come from: the starter that ships, a safetensors file, or the hub.
-
-A backbone is a plain timm vision transformer without a classification head. Weights from a file load
-strictly: a file that does not belong to the named model is an error, never a half-random network.
-"""
+"""Backbones are made, and load strictly: a file of another model is an error, never a half-random network."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,16 +12,15 @@ from typing import Any, cast
 
 import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from masm.backbones.checkpoint import read_checkpoint
+from masm.backbones.layout import Layout, Reading, read_as, recognise
 from masm.errors import UserError
 
-STARTER = Path(__file__).parent / "starter"
-_HEADS = ("head.", "fc_norm.")  # what a classifier's file may hold beyond the backbone
+STARTER = Path(__file__).parents[1] / "starter"
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,8 @@ class Backbone:
     """A timm model without head, and what it takes to feed it and to build it again.
 
     `model` maps normalised images (B, 3, S, S) to features (B, D). `mean` and `std` normalise RGB in
-    [0, 1]. `build_backbone(name, arguments)` makes the same architecture with random weights.
+    [0, 1]. `build_backbone(name, arguments)` makes the same architecture with random weights. `head` is
+    weight (1, D) and bias (1,) of the logit "fake" where the weights are those of a fine-tuned detector.
     """
 
     model: nn.Module
@@ -40,6 +37,7 @@ class Backbone:
     std: tuple[float, float, float]
     name: str
     arguments: dict[str, Any]
+    head: tuple[Tensor, Tensor] | None = None
 
 
 def build_backbone(name: str, arguments: dict[str, Any]) -> nn.Module:
@@ -54,70 +52,90 @@ def build_backbone(name: str, arguments: dict[str, Any]) -> nn.Module:
         raise UserError(f"timm has no model named {name!r}: {hint}")
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, RuntimeError) as error:
         raise UserError(f"timm's {name} cannot be built with {arguments}: {error}. Name a ViT.") from error
 
 
-def load_backbone(name: str, weights: str | Path, image_size: int) -> Backbone:
+def load_backbone(name: str, weights: str | Path, image_size: int, layout: Layout | None = None) -> Backbone:
     """Load a backbone for images of `image_size` pixels.
 
     Args:
         name: timm model name; for the starter its card decides.
-        weights: "starter" (ships with the package), "hub" (timm downloads it), or a .safetensors file.
+        weights: "starter" (ships with the package), "hub" (timm downloads it), or a file with timm's or FSFM's
+            weights, see `masm.backbones.layout`.
         image_size: side of the square input in pixels; position embeddings are resampled to it.
+        layout: whose a file is, where its content does not say.
 
     Raises:
         UserError: unknown model, unreadable file, or weights that do not belong to this model.
     """
     if weights == "starter":
         return _load_starter(image_size)
-    arguments = {"img_size": image_size}
-    model = build_backbone(name, arguments)
+    with torch.device("meta"):
+        build_backbone(name, {"img_size": image_size})  # a wrong name is said before anything is read or fetched
     if weights == "hub":
-        model = timm.create_model(name, pretrained=True, num_classes=0, **arguments)
-    else:
-        _load_weights(model, read_weights(Path(weights)), name, Path(weights))
-    config = cast(dict[str, Any], model.pretrained_cfg)
-    return Backbone(model.eval(), tuple(config["mean"]), tuple(config["std"]), name, arguments)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name; UserError where it is missing or is something else."""
-    if not path.is_file():
-        raise UserError(f"backbone weights {path} are missing: give a .safetensors file, 'starter' or 'hub'.")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise UserError(f"{path} is no readable safetensors file ({error}): convert or fetch it anew.") from error
+        return _load_hub(name, image_size)
+    path = Path(weights)
+    reading = recognise(read_checkpoint(path), layout)
+    arguments = {"img_size": image_size, **(reading.arguments or {})}
+    model = build_backbone(name, arguments)
+    _load_weights(model, reading, name, path)
+    mean, std = reading.normalisation or _normalisation(model)
+    return Backbone(model.eval(), mean, std, name, arguments, reading.head)
 
 
 def _load_starter(image_size: int) -> Backbone:
     path = STARTER / "model.safetensors"
-    weights = read_weights(path)
+    reading = read_as(read_checkpoint(path), "timm")
     card = json.loads((STARTER / "card.json").read_text())
     name, arguments = card["name"], {**card["arguments"], "img_size": image_size}
     model = build_backbone(name, arguments)
-    _load_weights(model, weights, name, path)
+    _load_weights(model, reading, name, path)
     return Backbone(model.eval(), tuple(card["mean"]), tuple(card["std"]), name, arguments)
 
 
-def _load_weights(model: nn.Module, weights: dict[str, Tensor], name: str, path: Path) -> None:
-    expected = model.state_dict()
-    found = {key: value for key, value in weights.items() if key in expected or not key.startswith(_HEADS)}
+def _load_hub(name: str, image_size: int) -> Backbone:
+    arguments = {"img_size": image_size}
+    try:
+        # With its own head, as timm lets keys be missing where the number of classes is another one.
+        model = timm.create_model(name, pretrained=True, **arguments)
+    except Exception as error:  # each of the hub's clients has exceptions of its own
+        detail = (str(error).splitlines() or [""])[0]
+        raise UserError(
+            f"timm could not load the weights of {name} from the hub ({type(error).__name__}: {detail}): check the "
+            "network and the name's tag, or give a file."
+        ) from error
+    model.reset_classifier(0)
+    mean, std = _normalisation(model)
+    return Backbone(model.eval(), mean, std, name, arguments)
+
+
+def _normalisation(model: nn.Module) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    config = cast(dict[str, Any], model.pretrained_cfg)
+    return tuple(config["mean"]), tuple(config["std"])
+
+
+def _load_weights(model: nn.Module, reading: Reading, name: str, path: Path) -> None:
+    state = model.state_dict()
+    expected = {key: value for key, value in state.items() if not key.startswith(reading.initial)}
+    found = dict(reading.weights)
     if "pos_embed" in found and "pos_embed" in expected:
         found["pos_embed"] = _resample_positions(found["pos_embed"], model)
     if differences := state_differences(found, expected):
         raise UserError(
-            f"{path} does not hold the weights of timm's {name} ({differences}): "
-            "name the timm model that the file was saved from, or give another file."
+            f"{path} does not hold the weights of timm's {name} ({differences}): name the timm model that the file "
+            "was saved from (`masm backbone inspect` lists which fit), or give another file."
         )
-    model.load_state_dict(found)
+    model.load_state_dict({**state, **found})
 
 
 def _resample_positions(positions: Tensor, model: VisionTransformer) -> Tensor:
-    """Position embeddings (1, tokens, D) interpolated to the model's grid of patches."""
+    """Position embeddings (1, tokens, D) interpolated to the model's grid of patches; others as they are."""
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    patches = positions.shape[1] - prefix if positions.ndim == 3 else 0
+    if patches < 1 or math.isqrt(patches) ** 2 != patches:
+        return positions  # another model's, which the comparison of shapes will say
     with torch.no_grad():
-        prefix = 0 if model.no_embed_class else model.num_prefix_tokens
         return resample_abs_pos_embed(positions, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 

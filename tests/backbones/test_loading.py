@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed
+from timm.models import _registry
 
 from masm.backbones import STARTER, build_backbone, load_backbone
 from masm.errors import UserError
@@ -102,6 +106,76 @@ def test_a_file_that_is_not_safetensors_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"PK\x03\x04 a pickle in a zip")
     with pytest.raises(UserError, match="no readable safetensors"):
         load_backbone(NAME, path, 64)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("vit_small_patch14_dinov2", 56), ("vit_xsmall_patch16_clip_224", 32), ("eva02_tiny_patch14_224", 28)],
+)
+def test_files_of_other_families_give_the_outputs_of_plain_timm(tmp_path: Path, name: str, size: int) -> None:
+    plain = timm.create_model(name, img_size=size, num_classes=2).eval()
+    torch.save({"epoch": 3, "state_dict": plain.state_dict()}, tmp_path / "model.pth")
+    backbone = load_backbone(name, tmp_path / "model.pth", size)
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = plain.forward_head(plain.forward_features(images), pre_logits=True)
+        assert torch.equal(backbone.model(images), expected)
+    assert (backbone.mean, backbone.std) == (plain.pretrained_cfg["mean"], plain.pretrained_cfg["std"])
+    assert backbone.head is None, "two classes of which no key says which is fake"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Where timm looks for the weights of `test_vit`, instead of the hub."""
+
+    def look(**changes: object) -> None:
+        for name in ("test_vit", "test_vit.r160_in1k"):
+            config = replace(_registry._model_pretrained_cfgs[name], hf_hub_id=None, **changes)
+            monkeypatch.setitem(_registry._model_pretrained_cfgs, name, config)
+
+    return look
+
+
+def test_hub_weights_are_those_of_timm(hub: Callable[..., None], tmp_path: Path) -> None:
+    published = timm.create_model("test_vit", pretrained=False).eval()
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    hub(file=str(tmp_path / "published.pth"), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+    backbone = load_backbone("test_vit", "hub", 160)
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = published.forward_head(published.forward_features(images), pre_logits=True)
+        assert torch.equal(backbone.model(images), expected)
+        assert torch.equal(load_backbone("test_vit.r160_in1k", "hub", 160).model(images), expected)
+    assert (backbone.mean, backbone.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    again = build_backbone(backbone.name, backbone.arguments)
+    again.load_state_dict(backbone.model.state_dict(), strict=True)
+    expected = resample_abs_pos_embed(published.pos_embed, [4, 4], num_prefix_tokens=1)
+    assert torch.equal(load_backbone("test_vit", "hub", 64).model.pos_embed, expected)
+
+
+def test_hub_weights_that_lack_a_key_are_an_error(hub: Callable[..., None], tmp_path: Path) -> None:
+    weights = timm.create_model("test_vit", pretrained=False).state_dict()
+    del weights["blocks.2.norm1.bias"]
+    torch.save(weights, tmp_path / "published.pth")
+    hub(file=str(tmp_path / "published.pth"))
+    with pytest.raises(UserError, match="could not load the weights of test_vit"):
+        load_backbone("test_vit", "hub", 160)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_sentence(hub: Callable[..., None]) -> None:
+    with socket.socket() as closed:  # a port of this machine at which nobody listens
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+    hub(url=f"http://127.0.0.1:{port}/weights.pth")
+    with pytest.raises(UserError, match="check the network") as caught:
+        load_backbone("test_vit", "hub", 160)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["test_vit.of_nobody", "vit_base_patch32_plus_256"])
+def test_a_hub_without_such_weights_is_an_error(name: str) -> None:
+    with pytest.raises(UserError, match=name):
+        load_backbone(name, "hub", 64)
 
 
 def test_starter_loads_and_sees_faces() -> None:
