@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -38,7 +39,8 @@ def main(settings: Settings) -> None:
     """Write models/detector, models/probe and models/train.json; a run that was killed goes on where it was."""
     fetch_missing(settings.root, ["search", *(f"ingest@{name}" for name in settings.with_role("train"))])
     found = read_best(settings.root / "search" / "best.json")
-    name = work_name("train", settings, settings.train, settings.adapter, settings.mask, asdict(found))
+    sections = (settings.train, settings.adapter, settings.mask, settings.losses)
+    name = work_name("train", settings, *sections, asdict(found))
     trainer = make_trainer(settings, found)
     with connected(settings.ray, cpus=settings.train.workers):
         result = _fit(settings, found, name, trainer.steps)
@@ -79,9 +81,9 @@ def worker(config: dict[str, Any]) -> None:
             ray.train.report(line, checkpoint=Checkpoint.from_directory(folder) if place.rank == 0 else None)
 
 
-def _replicate(detector: torch.nn.Module) -> torch.nn.Module:
+def _replicate(model: torch.nn.Module) -> torch.nn.Module:
     # The buffers are the frozen weights: they are alike everywhere, and sending them in every step is waste.
-    return prepare_model(detector, parallel_strategy_kwargs={"broadcast_buffers": False})
+    return prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,16 @@ def _write(settings: Settings, found: Hyperparameters, trainer: Trainer) -> None
         "hyperparameters": asdict(found),
         "metrics": metrics,
         "steps": trainer.steps,
-        "history": trainer.history,
+        "history": [_defined(line) for line in trainer.history],
         "mask_history": trainer.mask_history,
     }
     (models / "train.json").write_text(json.dumps(record, indent=1) + "\n")
     Console().print_json(data={"train": metrics})
+
+
+def _defined(line: dict[str, float]) -> dict[str, float | None]:
+    """A line of the history for JSON, which has no NaN: null is an AUC of one class alone."""
+    return {name: value if math.isfinite(value) else None for name, value in line.items()}
 
 
 def _save(settings: Settings, detector: Detector, validation: Frames, folder: Path) -> dict[str, Any]:

@@ -96,9 +96,9 @@ def test_shares_are_means_over_evenly_spaced_frames(settings: Settings) -> None:
 @pytest.mark.parametrize("method", ["effort", "lora", "layernorm", "full", "probe"])
 def test_a_method_takes_of_the_hyperparameters_what_it_has(settings: Settings, method: str) -> None:
     changed = settings.model_copy(update={"adapter": settings.adapter.model_copy(update={"method": method})})
-    detector = build_detector(changed, Hyperparameters.of({"rank": 3} if method == "lora" else {}))
+    detector = build_detector(changed, Hyperparameters.of({"rank": 3} if method == "lora" else {}, changed.losses))
     assert detector.adapter.method == method
-    recipe = make_recipe(changed, changed.train, Hyperparameters.of({}))
+    recipe = make_recipe(changed, changed.train, Hyperparameters.of({}, changed.losses))
     assert (recipe.mask.kind, recipe.lambda_orth, recipe.lambda_spec) == ("none", 0, 0)
     if method == "lora":
         assert detector.backbone.blocks[0].mlp.fc2.lora_A.default.weight.shape == (3, 768)

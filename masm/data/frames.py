@@ -35,6 +35,7 @@ class Frames:
         datasets: (n,) int64.
         videos: (n,) int64; a video is (dataset, method, video_id).
         sources: (n,) int64; the real recording that is shown, (dataset, source_clip): a fake's is that of its real.
+        dataset_names: by the datasets' numbers.
     """
 
     images: Sequence[bytes]
@@ -43,6 +44,7 @@ class Frames:
     datasets: np.ndarray
     videos: np.ndarray
     sources: np.ndarray
+    dataset_names: tuple[str, ...] = ("",)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -82,6 +84,7 @@ def load_frames(tables: Sequence[Path], split: str, frames_per_video: int | None
         datasets=facts["datasets"],
         videos=facts["videos"],
         sources=facts["sources"],
+        dataset_names=tuple(numbers["datasets"]),
     )
 
 
