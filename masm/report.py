@@ -186,7 +186,7 @@ def _history_plots(history: pd.DataFrame) -> list[str]:
     best = int(history["val_auc"].argmax())
     of_datasets = {
         name: f"Validation AUC: {name.removeprefix('val_auc.')}{'' if history[name].notna().any() else ' (undefined)'}"
-        for name in history
+        for name in map(str, history)
         if name.startswith("val_auc.")
     }
     return [
