@@ -29,9 +29,10 @@ from masm.detector import Detector
 from masm.errors import UserError
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best
 from masm.metrics import choose_threshold, fit_calibration
+from masm.objective import ALONE, Place
 from masm.probe import fit_probe
 from masm.settings import Settings
-from masm.training import ALONE, Place, Trainer, predict
+from masm.training import Trainer, predict
 from pipelines import run_stage
 
 
