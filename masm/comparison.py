@@ -1,7 +1,7 @@
-"""Several methods, each with several seeds, judged on the same test datasets: means, intervals and a table.
+"""Several candidates, each with several seeds, judged on the same test datasets: means, intervals and a table.
 
 An interval is a 95 % percentile interval of a bootstrap that draws persons and seeds at once, the same ones for
-every method: it covers both who happened to be tested and how training happened to go.
+every candidate: it covers both who happened to be tested and how training happened to go.
 """
 
 from __future__ import annotations
@@ -20,44 +20,52 @@ from masm.scorecard import Estimate, number
 
 @dataclass(frozen=True)
 class Standing:
-    """What one method reached: mean video AUC over its seeds.
+    """What one candidate reached: mean video AUC over its seeds.
 
     Attributes:
         datasets: by test dataset.
         mean: over the test datasets.
         deviation: standard deviation of that mean over the seeds.
-        behind: how much higher the first method's mean is, paired; None for the first method itself.
+        behind: how much higher the first candidate's mean is, paired; None for the first itself.
+        gain: how much higher its mean is than its own baseline's, paired; None where it has none.
     """
 
     datasets: dict[str, Estimate]
     mean: Estimate
     deviation: float
     behind: Estimate | None
+    gain: Estimate | None
 
 
-def compare_methods(runs: Mapping[str, Sequence[pd.DataFrame]], draws: int, seed: int) -> dict[str, Standing]:
-    """Judge methods by the scores of their runs.
+def compare_candidates(
+    runs: Mapping[str, Sequence[pd.DataFrame]], baselines: Mapping[str, str], draws: int, seed: int
+) -> dict[str, Standing]:
+    """Judge candidates by the scores of their runs.
 
     Args:
-        runs: for each method the Scores (see `masm.evaluation`) of its seeds, the same seeds in the same order; the
-            first method is what the others are held against.
+        runs: for each candidate the Scores (see `masm.evaluation`) of its seeds, the same seeds in the same order;
+            the first candidate is what the others are held against.
+        baselines: for some candidates the one whose gain over it is asked for, besides.
         draws: bootstrap draws.
         seed: of the bootstrap.
 
     Raises:
         UserError: runs were not scored on the same frames, or no dataset has both classes.
     """
-    tables = [[video_scores(scores) for scores in of_method] for of_method in runs.values()]
+    tables = [[video_scores(scores) for scores in of_candidate] for of_candidate in runs.values()]
     first = next(iter(runs.values()))[0]
-    for of_method in runs.values():
-        for scores in of_method:
+    for of_candidate in runs.values():
+        for scores in of_candidate:
             check_same_frames(scored_frames(first), scored_frames(scores))
     labels = tables[0][0].groupby("dataset", sort=False)["label"]
     datasets = [str(name) for name, values in labels if both_classes(values.to_numpy())]
     if not datasets:
         raise UserError("no test dataset has both reals and fakes: there is nothing to compare on.")
     samples = [
-        as_sample(table[table["dataset"] == name]) for of_method in tables for table in of_method for name in datasets
+        as_sample(table[table["dataset"] == name])
+        for of_candidate in tables
+        for table in of_candidate
+        for name in datasets
     ]
     shape = (len(tables), len(tables[0]), len(datasets))
     rng = np.random.default_rng((seed,))
@@ -65,43 +73,58 @@ def compare_methods(runs: Mapping[str, Sequence[pd.DataFrame]], draws: int, seed
     drawn = bootstrap_areas(samples, draws, rng).reshape(draws, *shape)
     seeds = rng.integers(shape[1], size=(draws, 1, shape[1], 1))
     drawn = np.take_along_axis(drawn, seeds, axis=2).mean(axis=2)
+    numbers = {name: number for number, name in enumerate(runs)}
     return {
-        method: _standing(datasets, areas, drawn, number_of_method) for number_of_method, method in enumerate(runs)
+        name: _standing(datasets, areas, drawn, number, numbers[baselines[name]] if name in baselines else None)
+        for name, number in numbers.items()
     }
 
 
-def _standing(datasets: list[str], areas: np.ndarray, drawn: np.ndarray, method: int) -> Standing:
-    """From areas (methods, seeds, datasets) and drawn means over the seeds (draws, methods, datasets)."""
-    own, means, first = areas[method], drawn[:, method].mean(axis=1), drawn[:, 0].mean(axis=1)
-    behind = with_interval(float(areas[0].mean() - own.mean()), first - means) if method else None
+def _standing(
+    datasets: list[str], areas: np.ndarray, drawn: np.ndarray, candidate: int, baseline: int | None
+) -> Standing:
+    """From areas (candidates, seeds, datasets) and drawn means over the seeds (draws, candidates, datasets)."""
+    values, means = areas.mean(axis=(1, 2)), drawn.mean(axis=2)
+
+    def more(one: int, other: int) -> Estimate:
+        return with_interval(float(values[one] - values[other]), means[:, one] - means[:, other])
+
     return Standing(
         datasets={
-            name: with_interval(float(own[:, index].mean()), drawn[:, method, index])
+            name: with_interval(float(areas[candidate, :, index].mean()), drawn[:, candidate, index])
             for index, name in enumerate(datasets)
         },
-        mean=with_interval(float(own.mean()), means),
-        deviation=float(own.mean(axis=1).std(ddof=1)),
-        behind=behind,
+        mean=with_interval(float(values[candidate]), means[:, candidate]),
+        deviation=float(areas[candidate].mean(axis=1).std(ddof=1)),
+        behind=more(0, candidate) if candidate else None,
+        gain=None if baseline is None else more(candidate, baseline),
     )
 
 
 def markdown_table(standings: Mapping[str, Standing], parameters: Mapping[str, int]) -> str:
-    """The standings as a Markdown table, with each method's number of trainable parameters."""
+    """The standings as a Markdown table, with each candidate's number of trainable parameters; a column of gains
+    where one has a baseline."""
     first, datasets = next(iter(standings)), list(next(iter(standings.values())).datasets)
-    header = ["method", "trainable", *datasets, "mean", "sd over seeds", f"{first} minus it"]
+    gains = ["gain"] if any(standing.gain for standing in standings.values()) else []
+    header = ["method", "trainable", *datasets, "mean", "sd over seeds", *gains, f"{first} minus it"]
     rows = [
         [
-            method,
-            f"{parameters[method]:,}",
-            *(_cell(standing.datasets[name]) for name in datasets),
+            name,
+            f"{parameters[name]:,}",
+            *(_cell(standing.datasets[dataset]) for dataset in datasets),
             f"**{number(standing.mean.value)}** {standing.mean.interval()}",
             number(standing.deviation),
-            f"{standing.behind.value:+.3f} {standing.behind.interval()}" if standing.behind else "",
+            *(_difference(standing.gain) for _ in gains),
+            _difference(standing.behind),
         ]
-        for method, standing in standings.items()
+        for name, standing in standings.items()
     ]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def _difference(estimate: Estimate | None) -> str:
+    return f"{estimate.value:+.3f} {estimate.interval()}" if estimate else ""
 
 
 def _cell(estimate: Estimate) -> str:

@@ -108,9 +108,13 @@ class Detector(nn.Module):
         features = self.backbone((images - self.mean) / self.std)
         return functional.normalize(features.float(), dim=-1) if self.adapter.unit_features else features
 
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits (B,) in float32 of features (B, D), as `embed` gives them."""
+        return self.head(features).squeeze(-1).float()
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B,) in float32 of images (B, 3, S, S) in [0, 1]."""
-        return self.head(self.embed(images)).squeeze(-1).float()
+        return self.classify(self.embed(images))
 
     def parameter_groups(self, lr: float, head_lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for an optimizer: what learns of the backbone, if anything does, and the head.

@@ -13,25 +13,31 @@ from masm.backbones import load_backbone
 from masm.data.augment import Augmentation
 from masm.detector import Detector
 from masm.errors import UserError
-from masm.settings import Optimisation, Settings
+from masm.losses import LossSettings
+from masm.settings import Losses, Optimisation, Settings
 from masm.training import Recipe
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """One point of `search.space`; 0 stands for what a method does not have."""
+    """One point of `search.space`; 0 stands for what a method or its losses do not have."""
 
     rank: int
     subspaces: int
     mask_threshold: float
     lambda_orth: float
     lambda_spec: float
+    triplet_weight: float = 0.0
+    margin: float = 0.0
+    alignment_weight: float = 0.0
+    uniformity_weight: float = 0.0
+    attribution_weight: float = 0.0
 
     @classmethod
-    def of(cls, point: Mapping[str, Any]) -> Hyperparameters:
-        """The hyper-parameters that a method has."""
+    def of(cls, point: Mapping[str, Any], losses: Losses) -> Hyperparameters:
+        """The hyper-parameters of `point`, and those of the losses that were not searched as `losses` says."""
         nothing = cls(rank=0, subspaces=0, mask_threshold=0.0, lambda_orth=0.0, lambda_spec=0.0)
-        return replace(nothing, **point)
+        return replace(nothing, **{**losses.numbers(), **point})
 
 
 def read_best(path: Path) -> Hyperparameters:
@@ -86,4 +92,14 @@ def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperpara
         mask=mask,
         seed=settings.seed,
         augmentation=Augmentation(**optimisation.augmentation.model_dump()),
+        losses=LossSettings(
+            triplet=settings.losses.triplet,
+            labels=settings.losses.labels,
+            triplet_weight=found.triplet_weight,
+            margin=found.margin,
+            alignment_weight=found.alignment_weight,
+            uniformity_weight=found.uniformity_weight,
+            attribution=settings.losses.attribution,
+            attribution_weight=found.attribution_weight,
+        ),
     )

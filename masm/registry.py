@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -60,7 +60,7 @@ class Record:
         parameters: settings as a tree; they are logged as `section.key`.
         tags: the lineage.
         metrics: figures of the model by name.
-        history: one row of figures for each epoch of training, with `epoch` among them.
+        history: one row of figures for each epoch of training, with `epoch` among them; None is undefined.
         datasets: the face tables.
         files: reports, scores and whatever else explains the model.
         texts: further artifacts by file name.
@@ -69,7 +69,7 @@ class Record:
     parameters: Mapping[str, Any]
     tags: Mapping[str, str]
     metrics: Mapping[str, float]
-    history: Sequence[Mapping[str, float]]
+    history: Sequence[Mapping[str, float | None]]
     datasets: Sequence[Dataset]
     files: Sequence[Path]
     texts: Mapping[str, str]
@@ -159,8 +159,9 @@ def log_run(record: Record, files: ModelFiles) -> LoggedRun:
         for dataset in record.datasets:
             mlflow.log_input(_described(dataset, record.tags), context=dataset.role)
         for row in record.history:
-            figures = {f"train.{name}": float(value) for name, value in row.items() if name != "epoch"}
-            mlflow.log_metrics(figures, step=int(row["epoch"]))
+            defined = {name: value for name, value in row.items() if name != "epoch" and value is not None}
+            figures = {f"train.{name}": float(value) for name, value in defined.items()}
+            mlflow.log_metrics(figures, step=int(cast(float, row["epoch"])))
         for path in record.files:
             mlflow.log_artifact(str(path))
         for name, text in record.texts.items():

@@ -60,7 +60,8 @@ class ReportInputs:
         scores: Scores of the test datasets by model name, the adapted model first.
         scorecards: the scorecards of the same models.
         differences: adapted model minus the second one, mean video AUC, by dataset name and "macro".
-        history: columns epoch, loss (training), val_auc; the epoch of the highest validation AUC was kept.
+        history: columns epoch, loss (training), val_auc, and val_auc.DATASET where there are several; the epoch of
+            the highest val_auc was kept. NaN is undefined.
         masks: the layer mask's states in order of their steps, the first at step 0; none without a mask.
         steps: number of training steps.
         shares: columns dataset, method, subspace, share and frames; empty without subspaces.
@@ -183,9 +184,15 @@ def _history_plots(history: pd.DataFrame) -> list[str]:
     if history.empty:
         return []
     best = int(history["val_auc"].argmax())
+    of_datasets = {
+        name: f"Validation AUC: {name.removeprefix('val_auc.')}{'' if history[name].notna().any() else ' (undefined)'}"
+        for name in map(str, history)
+        if name.startswith("val_auc.")
+    }
     return [
         plots.line("Training loss", history["epoch"], history["loss"], plots.VERMILION),
         plots.line("Validation AUC", history["epoch"], history["val_auc"], plots.BLUE, best),
+        *(plots.line(title, history["epoch"], history[name], plots.BLUE) for name, title in of_datasets.items()),
     ]
 
 

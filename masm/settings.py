@@ -172,6 +172,32 @@ class Mask(Section):
     momentum: Share = Field(description="of the moving averages of the gradients")
 
 
+class Losses(Section):
+    """What is minimised beside the classification loss; one of its numbers may stand in `search.space` instead."""
+
+    triplet: Literal["none", "batch_all", "batch_hard", "semi_hard", "soft_margin", "real_anchored"] = "none"
+    labels: Literal["class", "method", "dataset"] = Field(
+        default="class", description="fakes of one are alike to the losses over pairs; reals always are"
+    )
+    triplet_weight: float = Field(default=1.0, ge=0)
+    margin: float = Field(default=0.2, ge=0, le=2, description="of the triplets' distances, on the unit sphere")
+    alignment_weight: float = Field(default=0.0, ge=0)
+    uniformity_weight: float = Field(default=0.0, ge=0)
+    attribution: Literal["none", "method", "dataset"] = Field(
+        default="none", description="what an auxiliary head tells fakes apart by"
+    )
+    attribution_weight: float = Field(default=1.0, ge=0)
+
+    def numbers(self) -> dict[str, float]:
+        """The weights and the margin that these losses have: what can be searched."""
+        names = ["alignment_weight", "uniformity_weight"]
+        if self.triplet != "none":
+            names += ["triplet_weight"] if self.triplet == "soft_margin" else ["triplet_weight", "margin"]
+        if self.attribution != "none":
+            names.append("attribution_weight")
+        return {name: getattr(self, name) for name in names}
+
+
 class Augmentation(Section):
     """Shares of the training images that are degraded besides, each by a strength of its own (`masm.data.augment`)."""
 
@@ -222,7 +248,8 @@ Range = Annotated[Uniform | Choice, Field(discriminator="type")]
 class SearchSpace(Section):
     """The hyper-parameters that are searched; train takes the best of them and has no such keys itself.
 
-    `hyperparameters_of` says which of them a method has: the others are not searched, and 0.
+    `hyperparameters_of` says which of them a method has, `Losses.numbers` which the losses have: the others are not
+    searched, and 0. Of the losses' those are searched that have a range here.
     """
 
     rank: Choice
@@ -230,11 +257,17 @@ class SearchSpace(Section):
     mask_threshold: Range
     lambda_orth: Range
     lambda_spec: Range
+    triplet_weight: Range | None = None
+    margin: Range | None = None
+    alignment_weight: Range | None = None
+    uniformity_weight: Range | None = None
+    attribution_weight: Range | None = None
 
 
 def hyperparameters_of(method: str) -> tuple[str, ...]:
     """The hyper-parameters that a method of adaptation has."""
-    return {"masm": tuple(SearchSpace.model_fields), "lora": ("rank",)}.get(method, ())
+    of_masm = ("rank", "subspaces", "mask_threshold", "lambda_orth", "lambda_spec")
+    return {"masm": of_masm, "lora": ("rank",)}.get(method, ())
 
 
 class Search(Section):
@@ -274,15 +307,22 @@ class Candidate(Section):
     lambda_spec: float = Field(default=0.0, ge=0)
 
 
-class Compare(Section):
+FileName = Annotated[str, Field(pattern=r"^[\w+-]+$")]
+
+
+class Comparison(Section):
     """Several methods, trained as `train` says but for these values, each with several seeds."""
 
     seeds: int = Field(ge=2, description="runs of each method: seed, seed + 1, ...")
     table: Path = Field(description="the Markdown file that the comparison writes")
     methods: dict[Method, Candidate] = Field(min_length=1, description="the first is what the others are held against")
+    losses: dict[FileName, Losses] = Field(
+        default_factory=dict,
+        description="each method with each of these; the first is what a method's others are held against",
+    )
 
     @model_validator(mode="after")
-    def _own_hyperparameters(self) -> Compare:
+    def _own_hyperparameters(self) -> Comparison:
         for method, candidate in self.methods.items():
             expected, given = set(hyperparameters_of(method)), candidate.model_fields_set - {"lr"}
             if foreign := given - expected:
@@ -331,10 +371,11 @@ class Settings(Section):
     backbone: Backbone
     adapter: Adapter
     mask: Mask
+    losses: Losses = Losses()
     search: Search
     train: Train
     evaluate: Evaluate
-    compare: Compare
+    compare: dict[FileName, Comparison]
     pretrain: Pretrain
     mlflow: Mlflow
     ray: Ray
@@ -344,6 +385,18 @@ class Settings(Section):
         if taken := {"macro", "gain"} & set(self.datasets):
             raise ValueError(f"a dataset cannot be named {min(taken)}: metrics.json uses the name")
         return self
+
+    @model_validator(mode="after")
+    def _searched_or_set(self) -> Settings:
+        if twice := self.losses.model_fields_set & self.search.space.model_fields_set:
+            raise ValueError(f"{min(twice)} stands in losses and in search.space: take it out of one of them")
+        return self
+
+    @property
+    def searched(self) -> list[str]:
+        """The hyper-parameters that the search looks for."""
+        of_losses = [name for name in self.losses.numbers() if getattr(self.search.space, name)]
+        return [*hyperparameters_of(self.adapter.method), *of_losses]
 
     def with_role(self, role: Role) -> list[str]:
         """The names of the datasets with this role, in the order of params.yaml."""

@@ -1,9 +1,9 @@
 """The training loop. It knows neither Ray nor plain processes: a worker's place in a group is an argument.
 
-With several workers each takes its share of every batch, and `replica` averages the gradients of the
-classification loss. The penalties depend on the parameters alone, which every worker holds alike: their
-gradients are added after the averaging, on each worker for itself, so that nothing is sent for them and the
-mask's statistics see the classification alone.
+With several workers each takes its share of every batch, and `replica` averages the gradients of what the images
+teach: the classification and the metric losses, in one backward pass (see `masm.objective`). The penalties depend on
+the parameters alone, which every worker holds alike: their gradients are added after the averaging, on each worker
+for itself, so that nothing is sent for them and the mask's statistics see what the images teach alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,11 +26,12 @@ from masm.data.augment import MILD, Augmentation, augment, to_float
 from masm.data.batches import Batch, method_batches, steps_of_epoch, training_batches
 from masm.data.frames import Frames
 from masm.data.selfblend import blend_pairs
-from masm.data.stored import decoded, in_order
+from masm.data.stored import decoded, in_order, sample_ids
 from masm.detector import Detector
 from masm.errors import UserError
-from masm.losses import classification_loss
+from masm.losses import LossSettings
 from masm.metrics import area_under_curve
+from masm.objective import ALONE, Objective, Place, TrainingModel
 
 WARMUP_SHARE = 0.1
 """Share of the steps over which the learning rate rises, before it falls along a cosine."""
@@ -41,7 +42,8 @@ class Recipe:
     """One run of the loop: what params.yaml fixes, and what the search found.
 
     `epochs`, `batch_size` (over all workers), `lr`, `head_lr`, `weight_decay` (of the head) and `clip_norm`
-    as in params.yaml, and `augmentation`; `lambda_orth` and `lambda_spec` weight the two penalties.
+    as in params.yaml, and `augmentation`; `lambda_orth` and `lambda_spec` weight the two penalties, `losses` says
+    what is minimised beside the classification loss.
     """
 
     epochs: int
@@ -55,17 +57,7 @@ class Recipe:
     mask: MaskSettings
     seed: int
     augmentation: Augmentation = MILD
-
-
-@dataclass(frozen=True)
-class Place:
-    """A worker's place in its group."""
-
-    rank: int
-    world: int
-
-
-ALONE = Place(rank=0, world=1)
+    losses: LossSettings = field(default_factory=LossSettings)
 
 
 class Trainer:
@@ -78,6 +70,9 @@ class Trainer:
         validation: frames on which the checkpoint is chosen.
         place: which share of each batch is this worker's.
         replicate: wraps the detector so that backward averages gradients over the group.
+
+    Raises:
+        UserError: validation has fakes of a kind that the attribution head would not know.
     """
 
     def __init__(
@@ -94,9 +89,15 @@ class Trainer:
         self.layers = detector.layers
         self._steps = steps_of_epoch(frames, recipe.batch_size)
         self.mask = LayerMask(self.layers, recipe.mask)
+        self.objective = Objective(recipe.losses, frames, place, recipe.augmentation.self_blends > 0)
+        self.objective.check(validation)
+        self.model = TrainingModel(detector, self.objective.attributed, recipe.seed)
         self.optimizer = make_optimizer(detector, recipe.lr, recipe.head_lr, recipe.weight_decay)
+        if self.model.attribution is not None:
+            head = {"params": list(self.model.attribution.parameters()), "lr": recipe.head_lr}
+            self.optimizer.add_param_group({**head, "weight_decay": recipe.weight_decay})
         self._base_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._replica = replicate(detector)
+        self._replica = replicate(self.model)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.mask_history: list[dict[str, Any]] = [{"step": 0, "free": self._free()}]
@@ -177,7 +178,7 @@ class Trainer:
             self.mask_history = [*earlier, {"step": step, "free": self._free()}]
 
     def _inputs(self, batch: Batch) -> Tensor:
-        """The batch's images on the device, self-blended and augmented: (b, 3, S, S) float32."""
+        """What the detector sees of a batch: self-blended, augmented images (b, 3, S, S) in [0, 1] on the device."""
         recipe = self.recipe
         images = batch.images.to(self.detector.device)
         if batch.blended.any():
@@ -186,18 +187,23 @@ class Trainer:
         return augment(images, batch.samples, recipe.seed, self.epoch, recipe.augmentation)
 
     def _backward(self, batch: Batch) -> Tensor:
-        """Gradients of the classification loss, averaged over the workers; returns the loss."""
+        """Gradients of the classification and the metric losses, averaged over the workers; returns their sum.
+
+        One backward pass for all of them: the mask compares the gradients of what the images teach, of which the
+        metric losses are a part; the classification's own would cost a second pass.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        loss = classification_loss(self._replica(self._inputs(batch)), batch.labels.to(self.detector.device))
+        loss = self.objective(self._replica(self._inputs(batch)), batch, self.frames)
         loss.backward()
         return loss.detach()
 
     def _step(self, batch: Batch, step: int) -> float:
         loss = self._backward(batch)
         if not torch.isfinite(loss):
+            names = ", ".join(sample_ids(self.frames.images, batch.samples))
             raise UserError(
-                f"the loss is {loss.item()} at step {step} of epoch {self.epoch}: lower train.lr; the checkpoints of "
-                "the epochs before are kept."
+                f"the loss is {loss.item()} at step {step} of epoch {self.epoch}: lower train.lr, or look at the "
+                f"batch; the checkpoints of the epochs before are kept. The batch: {names}."
             )
         if self.recipe.mask.over == "batch":
             self.mask.observe()
@@ -218,13 +224,15 @@ class Trainer:
             group["lr"] = factor * rate
 
     def _validate(self) -> dict[str, float]:
-        """AUC on the validation frames; better weights are remembered."""
+        """AUC on the validation frames, where there are several datasets of each and their mean; better weights are
+        remembered."""
         logits = predict(self.detector, self.validation.images, self.recipe.batch_size * 4)
-        auc = area_under_curve(self.validation.labels, logits)
+        figures = validation_figures(self.validation, logits)
+        auc = figures["val_auc"]
         if auc > self.best_auc:
             self.best_auc = auc
             self.best = {name: p.detach().clone() for name, p in self._trainable().items()}
-        return {"val_auc": auc}
+        return figures
 
     def load_best(self) -> None:
         """Put the weights of the best epoch into the detector."""
@@ -233,10 +241,16 @@ class Trainer:
                 parameter.copy_(self.best[name])
 
     def _trainable(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.detector.named_parameters() if p.requires_grad}
+        named = self.model.named_parameters()
+        return {name.removeprefix("detector."): p for name, p in named if p.requires_grad}
 
     def _free(self) -> dict[str, list[bool]]:
         return {name: list(free) for name, free in self.mask.free.items()}
+
+    def _losses(self) -> dict[str, Any]:
+        """What the losses depend on, with the groups that the attribution head knows."""
+        known = self.objective.attribution
+        return {**asdict(self.recipe.losses), "attributed": list(known.fakes) if known else []}
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs to go on as if nothing had happened (safetensors and JSON)."""
@@ -252,6 +266,7 @@ class Trainer:
             "best_auc": self.best_auc,
             "history": self.history,
             "mask_history": self.mask_history,
+            "losses": self._losses(),
         }
         (folder / "progress.json").write_text(json.dumps(progress))
 
@@ -261,6 +276,12 @@ class Trainer:
         Raises:
             UserError: it was written with other settings.
         """
+        progress = json.loads((folder / "progress.json").read_text())
+        if (losses := self._losses()) != progress["losses"]:
+            raise UserError(
+                f"the checkpoint in {folder} was made with other losses ({progress['losses']}, not {losses}): resume "
+                "with the settings and the methods that it was made with."
+            )
         tensors = load_file(folder / "state.safetensors", device=str(self.detector.device))
         parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "mask": {}, "optimizer": {}}
         for name, tensor in tensors.items():
@@ -281,9 +302,29 @@ class Trainer:
                     self.optimizer.state[parameter] = state
         self.best = parts["best"]
         self.mask.load_state_dict(parts["mask"])
-        progress = json.loads((folder / "progress.json").read_text())
         self.epoch, self.best_auc = progress["epoch"], progress["best_auc"]
         self.history, self.mask_history = progress["history"], progress["mask_history"]
+
+
+def validation_figures(frames: Frames, logits: np.ndarray) -> dict[str, float]:
+    """`val_auc`, by which the checkpoint is chosen, and `val_auc.DATASET` of each dataset where there are several.
+
+    It is the mean of the datasets' AUCs that are defined; where no dataset has both classes (their own are NaN), the
+    AUC over all frames. A mean over datasets does not ask their scores to lie on one scale.
+
+    Args:
+        frames: of validation, both classes among them.
+        logits: (n,).
+    """
+    areas = {
+        frames.dataset_names[number]: area_under_curve(frames.labels[own], logits[own])
+        for number in np.unique(frames.datasets).tolist()
+        for own in [frames.datasets == number]
+    }
+    defined = [area for area in areas.values() if math.isfinite(area)]
+    mean = float(np.mean(defined)) if defined else area_under_curve(frames.labels, logits)
+    several = {f"val_auc.{name}": area for name, area in areas.items()} if len(areas) > 1 else {}
+    return {"val_auc": mean, **several}
 
 
 def make_optimizer(detector: Detector, lr: float, head_lr: float, weight_decay: float) -> torch.optim.Optimizer:

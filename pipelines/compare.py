@@ -1,8 +1,9 @@
-"""Compares methods on a workspace's data: `python -m pipelines.compare`, as `compare` of params.yaml says.
+"""Compares methods on a workspace's data: `python -m pipelines.compare NAME`, as `compare.NAME` of params.yaml says.
 
-Not a stage of the demo. Every method is trained by the same loop on the train datasets, once for each seed, and
-judged on all test datasets. Each run leaves compare/METHOD-SEED.json and its scores; a run that is there and was
-made with the same settings and data is not repeated, so that a killed comparison goes on where it was.
+Not a stage of the demo. Every method, with each of the losses where there are several, is trained by the same loop on
+the train datasets, once for each seed, and judged on all test datasets. Each run leaves compare/NAME/RUN.json and its
+scores; a run that is there and was made with the same settings and data is not repeated, so that a killed comparison
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,38 +13,56 @@ import os
 import platform
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
+import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from masm import __version__
-from masm.comparison import compare_methods, markdown_table
+from masm.comparison import compare_candidates, markdown_table
 from masm.data.frames import Frames, load_frames
 from masm.data.versions import digests, fetch_missing
+from masm.errors import UserError
 from masm.evaluation import macro_video_auc
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe
 from masm.scoring import score
-from masm.settings import Candidate, Settings, fingerprint
+from masm.settings import Candidate, Comparison, Settings, fingerprint
 from masm.training import Trainer
 from pipelines import run_stage
 
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one seed, and the settings that make it so."""
+    """One method with one seed, and the settings that make it so.
+
+    Attributes:
+        method: of adaptation.
+        losses: their name; empty where the comparison has no several.
+        seed: of all that is drawn.
+        settings: of the workspace, but for these.
+        candidate: the method's values.
+    """
 
     method: str
+    losses: str
     seed: int
     settings: Settings
     candidate: Candidate
 
     @property
+    def title(self) -> str:
+        """The name of what runs with several seeds."""
+        return f"{self.method}, {self.losses}" if self.losses else self.method
+
+    @property
     def name(self) -> str:
         """The name of its files."""
-        return f"{self.method}-{self.seed}"
+        return "-".join([self.method, *([self.losses] if self.losses else []), str(self.seed)])
 
     @property
     def made_with(self) -> str:
@@ -56,41 +75,51 @@ class Run:
             settings.backbone,
             settings.adapter.model_dump(mode="json", exclude={"cache"}),
             settings.mask,
+            settings.losses,
             settings.train.model_dump(exclude={"workers", "max_failures", "false_positive_rate"}),
             self.candidate,
             {name: digest for name, digest in digests(settings).items() if name in used},
         )
 
 
-def main(settings: Settings) -> None:
-    """Train and score what is missing in compare/, and write `compare.table`."""
+def main(settings: Settings, name: str) -> None:
+    """Train and score what is missing in compare/NAME, and write the comparison's table.
+
+    Raises:
+        UserError: params.yaml has no comparison of this name.
+    """
+    if name not in settings.compare:
+        raise UserError(f"params.yaml has no compare.{name}: choose one of {', '.join(settings.compare)}, or add it.")
+    comparison = settings.compare[name]
     datasets = (*settings.with_role("train"), *settings.with_role("test"))
     fetch_missing(settings.root, [f"ingest@{name}" for name in datasets])
-    runs, folder = plan(settings), settings.root / "compare"
-    folder.mkdir(exist_ok=True)
+    runs, folder = plan(settings, comparison), settings.root / "compare" / name
+    folder.mkdir(parents=True, exist_ok=True)
     tables = [settings.table(name) for name in settings.with_role("train")]
     frames, validation = load_frames(tables, "train"), load_frames(tables, "val")
     with Progress(console=Console(stderr=True)) as bar:
         for run in bar.track(runs, description="compare"):
             if not is_done(run, folder):
                 execute(run, frames, validation, folder, bar)
-    table = settings.path(settings.compare.table)
+    table = settings.path(comparison.table)
     table.parent.mkdir(parents=True, exist_ok=True)
-    table.write_text(write_up(settings, runs, folder))
+    table.write_text(write_up(settings, name, runs, folder))
     Console(stderr=True).print(f"compare: {len(runs)} runs; {table} has the table", highlight=False)
 
 
-def plan(settings: Settings) -> list[Run]:
+def plan(settings: Settings, comparison: Comparison) -> list[Run]:
     """All runs, seed by seed, so that a comparison that was cut short holds every method alike."""
     runs = []
-    for seed in range(settings.seed, settings.seed + settings.compare.seeds):
-        for method, candidate in settings.compare.methods.items():
-            changed = {
-                "seed": seed,
-                "adapter": settings.adapter.model_copy(update={"method": method}),
-                "train": settings.train.model_copy(update={"lr": candidate.lr}),
-            }
-            runs.append(Run(method, seed, settings.model_copy(update=changed), candidate))
+    for seed in range(settings.seed, settings.seed + comparison.seeds):
+        for method, candidate in comparison.methods.items():
+            for name, losses in (comparison.losses or {"": settings.losses}).items():
+                changed = {
+                    "seed": seed,
+                    "adapter": settings.adapter.model_copy(update={"method": method}),
+                    "losses": losses,
+                    "train": settings.train.model_copy(update={"lr": candidate.lr}),
+                }
+                runs.append(Run(method, name, seed, settings.model_copy(update=changed), candidate))
     return runs
 
 
@@ -107,7 +136,7 @@ def is_done(run: Run, folder: Path) -> bool:
 def execute(run: Run, frames: Frames, validation: Frames, folder: Path, bar: Progress) -> None:
     """Train and score one run, and write its two files; the JSON comes last, and says that it is whole."""
     started = time.monotonic()
-    found = Hyperparameters.of(run.candidate.model_dump(exclude={"lr"}))
+    found = Hyperparameters.of(run.candidate.model_dump(exclude={"lr"}), run.settings.losses)
     detector = build_detector(run.settings, found).to("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(detector, make_recipe(run.settings, run.settings.train, found), frames, validation)
     task = bar.add_task(run.name, total=trainer.steps)
@@ -118,6 +147,7 @@ def execute(run: Run, frames: Frames, validation: Frames, folder: Path, bar: Pro
     bar.remove_task(task)
     result = {
         "method": run.method,
+        "losses": run.settings.losses.model_dump(),
         "seed": run.seed,
         "made_with": run.made_with,
         "hyperparameters": run.candidate.model_dump(),
@@ -138,28 +168,39 @@ def execute(run: Run, frames: Frames, validation: Frames, folder: Path, bar: Pro
 TABLE = """\
 {table}
 Video AUC on test datasets, mean of {seeds} seeds from {seed} on. In brackets: 95 % percentile interval of a bootstrap
-over people and seeds, {draws} draws that are the same for every method; the last column is paired.
+over people and seeds, {draws} draws that are the same for every method; {paired}.
 
 - Trained on {trained}, {epochs} epochs of batches of {batch_size}, the best epoch by validation AUC on people of the
   train datasets; judged on {judged}, whose people and forgeries training has not seen.
 - Backbone {backbone}, crops of {size} px; masm and lora on {targets}.
 - {values}.
+- Losses beside cross-entropy: {losses}.
 - The runs took {minutes:.0f} minutes in all, the last of them on {machine}, torch {torch}, masm {masm}. Command:
-  `python -m pipelines.compare`; settings and data: `{made_with}`.
+  `python -m pipelines.compare {name}`; settings and data: `{made_with}`.
 """
 
 
-def write_up(settings: Settings, runs: list[Run], folder: Path) -> str:
+def write_up(settings: Settings, name: str, runs: list[Run], folder: Path) -> str:
     """The table in Markdown, and how it was made."""
+    comparison = settings.compare[name]
     results = [json.loads((folder / f"{run.name}.json").read_text()) for run in runs]
     scores: dict[str, list[pd.DataFrame]] = {}
     for run in runs:
-        scores.setdefault(run.method, []).append(pd.read_parquet(folder / f"{run.name}.parquet"))
-    standings = compare_methods(scores, settings.evaluate.draws, settings.seed)
-    given = {name: candidate.model_dump(exclude_unset=True) for name, candidate in settings.compare.methods.items()}
+        scores.setdefault(run.title, []).append(pd.read_parquet(folder / f"{run.name}.parquet"))
+    first = next(iter(comparison.losses), "")
+    plain = {run.method: run.title for run in runs if run.losses == first}
+    baselines = {run.title: plain[run.method] for run in runs if run.losses != first}
+    standings = compare_candidates(scores, baselines, settings.evaluate.draws, settings.seed)
+    parameters = {run.title: result["trainable_parameters"] for run, result in zip(runs, results, strict=True)}
+    given = {method: candidate.model_dump(exclude_unset=True) for method, candidate in comparison.methods.items()}
+    losses = {title: own.model_dump(exclude_unset=True) for title, own in comparison.losses.items()}
     return TABLE.format(
-        table=markdown_table(standings, {result["method"]: result["trainable_parameters"] for result in results}),
-        seeds=settings.compare.seeds,
+        name=name,
+        table=markdown_table(standings, parameters),
+        paired=f"gain is over the same method's {first}; it and the last column are paired"
+        if first
+        else "the last column is paired",
+        seeds=comparison.seeds,
         seed=settings.seed,
         draws=settings.evaluate.draws,
         trained=", ".join(settings.with_role("train")),
@@ -169,15 +210,18 @@ def write_up(settings: Settings, runs: list[Run], folder: Path) -> str:
         backbone=settings.backbone.name,
         size=settings.crop.size,
         targets=", ".join(settings.adapter.targets),
-        values="; ".join(f"{name}: {_listed(values)}" for name, values in given.items()),
+        values="; ".join(f"{method}: {_listed(values)}" for method, values in given.items()),
+        losses="; ".join(f"{title}: {_listed(values)}" for title, values in losses.items() if values)
+        or _listed(settings.losses.model_dump(exclude_defaults=True))
+        or "none",
         minutes=sum(result["seconds"] for result in results) / 60,
         made_with=fingerprint([run.made_with for run in runs]),
         **results[-1]["versions"],
     )
 
 
-def _listed(values: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in values.items())
+def _listed(values: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def _versions() -> dict[str, str]:
@@ -185,5 +229,10 @@ def _versions() -> dict[str, str]:
     return {"machine": f"{device} ({platform.machine()})", "torch": torch.__version__, "masm": __version__}
 
 
+def command(name: Annotated[str, typer.Argument(help="of a comparison in params.yaml's `compare`")]) -> None:
+    """Run one comparison of ./params.yaml, or what is left of it."""
+    run_stage(partial(main, name=name))
+
+
 if __name__ == "__main__":
-    run_stage(main)
+    typer.run(command)

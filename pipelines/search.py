@@ -7,6 +7,7 @@ forgeries, training never sees. The test datasets have no part in it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,7 +26,7 @@ from masm.errors import UserError
 from masm.evaluation import macro_video_auc
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe
 from masm.scoring import score
-from masm.settings import Choice, SearchSpace, Settings, hyperparameters_of
+from masm.settings import Choice, SearchSpace, Settings
 from masm.training import Trainer
 from pipelines import run_stage
 
@@ -34,7 +35,7 @@ def main(settings: Settings) -> None:
     """Write search/best.json and search/trials.csv; a search that was cut short goes on where it was."""
     fetch_data(settings)
     with connected(settings.ray, cpus=settings.search.concurrent):
-        name = work_name("search", settings, settings.search, settings.adapter, settings.mask)
+        name = work_name("search", settings, settings.search, settings.adapter, settings.mask, settings.losses)
         results = _tuner(settings, name).fit()
     if results.num_errors:
         raise UserError(f"{results.num_errors} trials of the search failed; the first: {results.errors[0]}")
@@ -52,7 +53,7 @@ def trial(point: dict[str, Any], settings: Settings) -> None:
     """Train one candidate, and report its score on the `validate` datasets after every epoch."""
     torch.set_num_threads(1)
     fetch_data(settings)
-    found = Hyperparameters.of(point)
+    found = Hyperparameters.of(point, settings.losses)
     recipe = make_recipe(settings, settings.search.optimisation, found)
     # Each trial finds the frames anew: their places in files are those of its node.
     tables = [settings.table(dataset) for dataset in settings.with_role("train")]
@@ -64,10 +65,10 @@ def trial(point: dict[str, Any], settings: Settings) -> None:
         tune.report({**line, "score": macro_video_auc(scores)})
 
 
-def search_space(space: SearchSpace, method: str) -> dict[str, Any]:
-    """params.yaml's ranges as Optuna's, of what a method has."""
+def search_space(space: SearchSpace, names: Sequence[str]) -> dict[str, Any]:
+    """params.yaml's ranges of some hyper-parameters as Optuna's."""
     distributions: dict[str, Any] = {}
-    for name in hyperparameters_of(method):
+    for name in names:
         bounds = getattr(space, name)
         if isinstance(bounds, Choice):
             distributions[name] = optuna.distributions.CategoricalDistribution(bounds.values)
@@ -83,7 +84,7 @@ def _tuner(settings: Settings, name: str) -> tune.Tuner:
     path = f"{settings.ray.storage}/{name}"
     if tune.Tuner.can_restore(path):
         return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
-    space = search_space(search.space, settings.adapter.method)
+    space = search_space(search.space, settings.searched)
     trials = search.trials if space else 1  # without anything to search, one run says what the method reaches
     sampler = optuna.samplers.TPESampler(seed=settings.seed)
     return tune.Tuner(
@@ -126,13 +127,12 @@ def _write(settings: Settings, results: tune.ResultGrid) -> None:
     """The best point, and one line for each trial."""
     folder = settings.root / "search"
     folder.mkdir(exist_ok=True)
-    names = hyperparameters_of(settings.adapter.method)
     trials = results.get_dataframe()
-    table = trials[[f"config/{name}" for name in names] + ["score", "val_auc", "time_total_s"]]
+    table = trials[[f"config/{name}" for name in settings.searched] + ["score", "val_auc", "time_total_s"]]
     table = table.rename(columns=lambda column: column.removeprefix("config/")).reset_index(drop=True)
     table.to_csv(folder / "trials.csv", index_label="trial")
     best = results.get_best_result("score", "max")
-    found = Hyperparameters.of(best.config)
+    found = Hyperparameters.of(best.config, settings.losses)
     scores = np.array(table["score"])
     (folder / "best.json").write_text(
         json.dumps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -28,9 +29,10 @@ from masm.detector import Detector
 from masm.errors import UserError
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best
 from masm.metrics import choose_threshold, fit_calibration
+from masm.objective import ALONE, Place
 from masm.probe import fit_probe
 from masm.settings import Settings
-from masm.training import ALONE, Place, Trainer, predict
+from masm.training import Trainer, predict
 from pipelines import run_stage
 
 
@@ -38,7 +40,8 @@ def main(settings: Settings) -> None:
     """Write models/detector, models/probe and models/train.json; a run that was killed goes on where it was."""
     fetch_data(settings)
     found = read_best(settings.root / "search" / "best.json")
-    name = work_name("train", settings, settings.train, settings.adapter, settings.mask, asdict(found))
+    sections = (settings.train, settings.adapter, settings.mask, settings.losses)
+    name = work_name("train", settings, *sections, asdict(found))
     trainer = make_trainer(settings, found)
     with connected(settings.ray, cpus=settings.train.workers):
         result = _fit(settings, found, name, trainer.steps)
@@ -85,9 +88,9 @@ def worker(config: dict[str, Any]) -> None:
             ray.train.report(line, checkpoint=Checkpoint.from_directory(folder) if place.rank == 0 else None)
 
 
-def _replicate(detector: torch.nn.Module) -> torch.nn.Module:
+def _replicate(model: torch.nn.Module) -> torch.nn.Module:
     # The buffers are the frozen weights: they are alike everywhere, and sending them in every step is waste.
-    return prepare_model(detector, parallel_strategy_kwargs={"broadcast_buffers": False})
+    return prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
 
 
 @dataclass(frozen=True)
@@ -169,11 +172,16 @@ def _write(settings: Settings, found: Hyperparameters, trainer: Trainer) -> None
         "hyperparameters": asdict(found),
         "metrics": metrics,
         "steps": trainer.steps,
-        "history": trainer.history,
+        "history": [_defined(line) for line in trainer.history],
         "mask_history": trainer.mask_history,
     }
     (models / "train.json").write_text(json.dumps(record, indent=1) + "\n")
     Console().print_json(data={"train": metrics})
+
+
+def _defined(line: dict[str, float]) -> dict[str, float | None]:
+    """A line of the history for JSON, which has no NaN: null is an AUC of one class alone."""
+    return {name: value if math.isfinite(value) else None for name, value in line.items()}
 
 
 def _save(settings: Settings, detector: Detector, validation: Frames, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from masm.comparison import compare_methods, markdown_table
+from masm.comparison import compare_candidates, markdown_table
 from masm.errors import UserError
 from masm.evaluation import video_scores
 from tests.test_evaluation import make_scores
@@ -31,7 +31,7 @@ def video_auc(scores: pd.DataFrame, dataset: str) -> float:
 
 
 def test_figures_are_means_over_seeds_of_scikit_learns(runs: dict[str, list[pd.DataFrame]]) -> None:
-    standings = compare_methods(runs, draws=400, seed=1)
+    standings = compare_candidates(runs, {}, draws=400, seed=1)
     means = {}
     for method, of_method in runs.items():
         areas = np.array([[video_auc(scores, name) for name in DATASETS] for scores in of_method])
@@ -65,12 +65,12 @@ def test_interval_is_that_of_drawing_people_and_seeds_by_hand(runs: dict[str, li
             areas.append([roc_auc_score(part["label"], part["score"]) for _, part in table.groupby("dataset")])
         means.append(np.mean(areas))
     low, high = np.percentile(means, [2.5, 97.5])
-    found = compare_methods(runs, draws=4000, seed=1)["poor"].mean
+    found = compare_candidates(runs, {}, draws=4000, seed=1)["poor"].mean
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.25 * (high - low))
 
 
 def test_a_method_against_itself_differs_by_nothing(runs: dict[str, list[pd.DataFrame]]) -> None:
-    behind = compare_methods({"one": runs["good"], "same": runs["good"]}, draws=100, seed=1)["same"].behind
+    behind = compare_candidates({"one": runs["good"], "same": runs["good"]}, {}, draws=100, seed=1)["same"].behind
     assert behind is not None
     assert (behind.value, behind.low, behind.high) == pytest.approx((0, 0, 0), abs=1e-12)
 
@@ -78,19 +78,37 @@ def test_a_method_against_itself_differs_by_nothing(runs: dict[str, list[pd.Data
 def test_runs_of_other_frames_are_refused(runs: dict[str, list[pd.DataFrame]]) -> None:
     fewer = [scores.iloc[1:] for scores in runs["poor"]]
     with pytest.raises(UserError, match="differ in 1 frames or labels"):
-        compare_methods({"good": runs["good"], "poor": fewer}, draws=100, seed=1)
+        compare_candidates({"good": runs["good"], "poor": fewer}, {}, draws=100, seed=1)
 
 
 def test_one_class_alone_is_refused(runs: dict[str, list[pd.DataFrame]]) -> None:
     reals = [scores[scores["label"] == 0] for scores in runs["good"]]
     with pytest.raises(UserError, match="no test dataset has both"):
-        compare_methods({"good": reals}, draws=100, seed=1)
+        compare_candidates({"good": reals}, {}, draws=100, seed=1)
 
 
 def test_the_table_holds_every_figure(runs: dict[str, list[pd.DataFrame]]) -> None:
-    standings = compare_methods(runs, draws=100, seed=1)
+    standings = compare_candidates(runs, {}, draws=100, seed=1)
     header, _, good, poor = markdown_table(standings, {"good": 1234, "poor": 5}).splitlines()
     assert header == "| method | trainable | a | b | mean | sd over seeds | good minus it |"
     assert good.startswith(f"| good | 1,234 | {standings['good'].datasets['a'].value:.3f} [")
     assert poor.endswith(f"{standings['poor'].behind.value:+.3f} {standings['poor'].behind.interval()} |")
     assert {line.count("|") for line in (header, good, poor)} == {8}
+
+
+def test_a_gain_is_over_the_candidates_own_baseline(runs: dict[str, list[pd.DataFrame]]) -> None:
+    three = {"best": [make_run(2.0, seed) for seed in range(4)], **runs}
+    standings = compare_candidates(three, {"good": "poor"}, draws=400, seed=1)
+    gain = standings["good"].gain
+    assert gain is not None
+    assert gain.value == pytest.approx(standings["good"].mean.value - standings["poor"].mean.value)
+    assert 0 < gain.low < gain.value < gain.high
+    assert standings["best"].gain is standings["poor"].gain is None
+    behind = compare_candidates({"good": runs["good"], "poor": runs["poor"]}, {}, draws=400, seed=1)["poor"].behind
+    assert behind is not None
+    assert (gain.low, gain.high) == pytest.approx((behind.low, behind.high), abs=0.02)
+    header, _, best, good, poor = markdown_table(standings, {"best": 1, "good": 2, "poor": 3}).splitlines()
+    assert header.endswith("| sd over seeds | gain | best minus it |")
+    assert f"| {gain.value:+.3f} {gain.interval()} |" in good
+    assert best.endswith(" |  |  |")
+    assert {line.count("|") for line in (header, best, good, poor)} == {9}

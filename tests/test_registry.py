@@ -99,6 +99,8 @@ def test_run_keeps_settings_history_data_and_lineage(settings: Settings) -> None
     assert run.data.params["hyperparameters.rank"] == "2"
     assert run.data.metrics["adapted.macro.video_auc"] == 0.75
     assert [point.value for point in client.get_metric_history(run_id, "train.val_auc")] == [0.6, 0.8]
+    assert run.data.metrics["train.val_auc.swap"] == 0.8
+    assert "train.val_auc.reals" not in run.data.metrics  # one class: undefined
     datasets = {item.dataset.name: item for item in run.inputs.dataset_inputs}
     assert datasets["upsample"].dataset.digest == "0" * 12
     assert [tag.value for tag in datasets["upsample"].tags if tag.key == "mlflow.data.context"] == ["test"]

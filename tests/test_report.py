@@ -190,6 +190,14 @@ def test_parts_that_did_not_run_are_said_to_be_absent(inputs: ReportInputs, tmp_
         assert sentence in html
 
 
+def test_each_training_dataset_has_its_course_or_is_undefined(inputs: ReportInputs, tmp_path: Path) -> None:
+    several = inputs.history.assign(**{"val_auc.swap": [0.6, 0.7, 0.8, 0.8], "val_auc.reals": [None] * 4})
+    write_report(tmp_path / "report.html", replace(inputs, history=several))
+    html = (tmp_path / "report.html").read_text()
+    assert "Validation AUC: swap<" in html.replace("-->", "<")
+    assert "Validation AUC: reals (undefined)" in html
+
+
 def test_free_share_weighs_each_decision_by_the_steps_it_held() -> None:
     history = [
         {"step": 0, "free": {"a": [True, True]}},

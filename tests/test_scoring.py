@@ -14,10 +14,11 @@ from masm.data.stored import decode
 from masm.data.table import read_table, write_table
 from masm.errors import UserError
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best
+from masm.losses import LossSettings
 from masm.metrics import area_under_curve
 from masm.probe import embed, fit_probe
 from masm.scoring import score, subspace_shares
-from masm.settings import Settings
+from masm.settings import Losses, Settings
 from masm.training import predict
 from tests.adapters.models import perturb
 from tests.data.test_ingest import make_settings
@@ -96,12 +97,22 @@ def test_shares_are_means_over_evenly_spaced_frames(settings: Settings) -> None:
 @pytest.mark.parametrize("method", ["effort", "lora", "layernorm", "full", "probe"])
 def test_a_method_takes_of_the_hyperparameters_what_it_has(settings: Settings, method: str) -> None:
     changed = settings.model_copy(update={"adapter": settings.adapter.model_copy(update={"method": method})})
-    detector = build_detector(changed, Hyperparameters.of({"rank": 3} if method == "lora" else {}))
+    detector = build_detector(changed, Hyperparameters.of({"rank": 3} if method == "lora" else {}, changed.losses))
     assert detector.adapter.method == method
-    recipe = make_recipe(changed, changed.train, Hyperparameters.of({}))
+    recipe = make_recipe(changed, changed.train, Hyperparameters.of({}, changed.losses))
     assert (recipe.mask.kind, recipe.lambda_orth, recipe.lambda_spec) == ("none", 0, 0)
+    assert not recipe.losses.over_pairs
     if method == "lora":
         assert detector.backbone.blocks[0].mlp.fc2.lora_A.default.weight.shape == (3, 768)
+
+
+def test_losses_have_what_was_searched_and_the_rest_of_the_settings(settings: Settings) -> None:
+    losses = Losses(triplet="batch_all", triplet_weight=0.5, uniformity_weight=0.3, attribution_weight=2.0)
+    changed = settings.model_copy(update={"losses": losses})
+    recipe = make_recipe(changed, changed.train, Hyperparameters.of({"margin": 0.35}, losses))
+    assert recipe.losses == LossSettings(
+        triplet="batch_all", triplet_weight=0.5, margin=0.35, uniformity_weight=0.3
+    )  # without attribution its weight is 0
 
 
 def test_a_video_that_failed_is_a_row_without_a_score(settings: Settings, tmp_path: Path) -> None:

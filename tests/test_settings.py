@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from masm.errors import UserError
-from masm.settings import fingerprint, load_settings
+from masm.settings import fingerprint, hyperparameters_of, load_settings
 from tests.conftest import ROOT
 
 
@@ -68,8 +68,16 @@ def test_the_shipped_file_loads() -> None:
         ("search.space.lambda_orth", {"type": "uniform", "lower": 2, "upper": 1}, "must be less than upper"),
         ("adapter.method", "lore", "adapter.method: Input should be 'masm', 'effort', 'lora'"),
         ("adapter.targets", ["q", "kk"], "adapter.targets.1: Input should be 'q', 'k'"),
-        ("compare.methods.effort.rank", 2, "compare: effort has no rank: take it out"),
-        ("compare.methods.lora", {"lr": 1e-3}, "compare: lora needs rank: give it"),
+        ("compare.adapters.methods.effort.rank", 2, "compare.adapters: effort has no rank: take it out"),
+        ("compare.adapters.methods.lora", {"lr": 1e-3}, "compare.adapters: lora needs rank: give it"),
+        ("losses.triplet", "batch_al", "losses.triplet: Input should be 'none', 'batch_all'"),
+        ("losses.margn", 0.1, "losses.margn: unknown setting; did you mean margin?"),
+        ("losses.margin", -0.1, "losses.margin: Input should be greater than or equal to 0"),
+        (
+            "search.space.margin",
+            {"type": "uniform", "lower": 0.1, "upper": 0.4},
+            "margin stands in losses and in search.space: take it out of one of them",
+        ),
         ("root", "/", "root: not a setting"),
     ],
 )
@@ -128,3 +136,17 @@ def test_a_detector_without_landmarks_does_not_align(tmp_path: Path) -> None:
     path = write(tmp_path, {"crop.detector": "cascade", "crop.alignment": "landmarks"})
     with pytest.raises(UserError, match="alignment 'landmarks' needs detector 'yunet'"):
         load_settings(path)
+
+
+def test_numbers_of_the_losses_are_searched_where_they_have_a_range(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path)).searched == list(hyperparameters_of("masm"))
+    ranges = {
+        "margin": {"type": "uniform", "lower": 0.1, "upper": 0.4},
+        "attribution_weight": {"type": "choice", "values": [1]},
+    }
+    changes: dict[str, Any] = {f"search.space.{name}": value for name, value in ranges.items()}
+    for triplet, found in (("batch_all", ["margin"]), ("soft_margin", []), ("none", [])):
+        path = write(tmp_path, {"losses": {"triplet": triplet}, "adapter.method": "effort", **changes})
+        assert load_settings(path).searched == found
+    path = write(tmp_path, {"losses": {"triplet": "batch_all", "attribution": "method"}, **changes})
+    assert load_settings(path).searched[-2:] == ["margin", "attribution_weight"]

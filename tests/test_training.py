@@ -18,14 +18,21 @@ from torch.nn.parallel import DistributedDataParallel
 from masm.adapters import AdapterSettings, MaskSettings
 from masm.backbones import Backbone, build_backbone
 from masm.data.augment import Augmentation
+from masm.data.batches import training_batches
 from masm.data.frames import Frames
 from masm.detector import Detector
 from masm.errors import UserError
-from masm.training import ALONE, Place, Recipe, Trainer, learning_rate_factor, predict
+from masm.losses import LossSettings, attribution_loss, classification_loss, metric_loss
+from masm.objective import ALONE, Place
+from masm.training import Recipe, Trainer, learning_rate_factor, predict, validation_figures
 from tests.data.tables import no_landmarks
 
 ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
 ADAPTER = AdapterSettings("masm", rank=2, subspaces=2, grouping="interleaved", targets=("q", "v", "fc1"))
+ALL_LOSSES = LossSettings(
+    triplet="batch_all", labels="method", triplet_weight=2.0, margin=0.3, alignment_weight=0.1, uniformity_weight=0.5,
+    attribution="method", attribution_weight=0.5,
+)  # fmt: skip
 ADAPTIVE = MaskSettings("adaptive", "batch", "quantile", threshold=0.5, interval=3, momentum=0.8)
 RECIPE = Recipe(
     epochs=4, batch_size=8, lr=1e-2, head_lr=3e-2, weight_decay=0.01, clip_norm=1.0,
@@ -54,8 +61,15 @@ def make_frames(count: int, seed: int) -> Frames:
     return Frames(images, labels, methods, datasets=one, videos=own, sources=own // 2, landmarks=points)
 
 
+def two_methods(frames: Frames) -> Frames:
+    fakes = frames.labels == 1
+    methods = np.where(fakes, np.where(np.cumsum(fakes) % 2 == 1, "swap", "reenact"), "real")
+    return replace(frames, methods=methods)
+
+
 def make_trainer(recipe: Recipe = RECIPE, place: Place = ALONE, **how: object) -> Trainer:
-    return Trainer(make_detector(), recipe, make_frames(48, 1), make_frames(24, 2), place, **how)  # type: ignore[arg-type]
+    frames, validation = two_methods(make_frames(48, 1)), two_methods(make_frames(24, 2))
+    return Trainer(make_detector(), recipe, frames, validation, place, **how)  # type: ignore[arg-type]
 
 
 def trainable(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -173,17 +187,9 @@ def test_a_static_mask_is_decided_before_the_first_step() -> None:
 METHODS = MaskSettings("adaptive", "method", "quantile", threshold=0.5, interval=3, momentum=0.8)
 
 
-def two_methods() -> Frames:
-    frames = make_frames(48, 1)
-    fakes = frames.labels == 1
-    methods = np.where(fakes, np.where(np.cumsum(fakes) % 2 == 1, "swap", "reenact"), "real")
-    return replace(frames, methods=methods)
-
-
 @pytest.mark.parametrize("kind", ["adaptive", "static"])
 def test_a_mask_over_methods_is_decided_on_batches_of_their_own(kind: str) -> None:
     trainer = make_trainer(replace(RECIPE, mask=replace(METHODS, kind=kind)))
-    trainer.frames = two_methods()
     trainer.run_epoch()
     assert set(trainer.mask.state_dict()) >= {"swap/mean", "reenact/mean"}
     states = trainer.mask_history
@@ -208,8 +214,13 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     trainer = make_trainer()
     with torch.no_grad():
         trainer.detector.head.weight.fill_(math.nan)
-    with pytest.raises(UserError, match=r"the loss is nan at step 0 of epoch 0: lower train\.lr"):
+    before = trainable(trainer)
+    with pytest.raises(UserError, match=r"the loss is nan at step 0 of epoch 0: lower train\.lr") as caught:
         trainer.run_epoch()
+    first = next(training_batches(trainer.frames, RECIPE.batch_size, RECIPE.seed, epoch=0))
+    assert str(caught.value).endswith(f"The batch: {', '.join(map(str, first.samples))}.")
+    for name, value in trainable(trainer).items():  # what the step had found is in no weight
+        assert torch.equal(before[name], value) or name == "head.weight"
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
@@ -232,11 +243,10 @@ def test_every_step_has_its_rate_and_every_epoch_its_order() -> None:
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-def _two_workers(rank: int, folder: str, mask: MaskSettings) -> None:
+def _two_workers(rank: int, folder: str, recipe: Recipe) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    trainer = make_trainer(replace(RECIPE, mask=mask), Place(rank, 2), replicate=DistributedDataParallel)
-    trainer.frames = two_methods()
+    trainer = make_trainer(recipe, Place(rank, 2), replicate=DistributedDataParallel)
     trainer.run_epoch()
     torch.save(trainable(trainer), f"{folder}/{rank}.pt")
     Path(folder, f"{rank}.json").write_text(json.dumps(trainer.mask_history))
@@ -244,12 +254,15 @@ def _two_workers(rank: int, folder: str, mask: MaskSettings) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mask", [ADAPTIVE, METHODS], ids=["over batches", "over methods"])
-def test_two_workers_train_as_one(tmp_path: Path, mask: MaskSettings) -> None:
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPE, replace(RECIPE, mask=METHODS), replace(RECIPE, losses=ALL_LOSSES)],
+    ids=["over batches", "over methods", "all losses"],
+)
+def test_two_workers_train_as_one(tmp_path: Path, recipe: Recipe) -> None:
     """Same batches, same masks and the same weights but for rounding, although each sees half of a batch."""
-    mp.spawn(_two_workers, (str(tmp_path), mask), nprocs=2)
-    alone = make_trainer(replace(RECIPE, mask=mask))
-    alone.frames = two_methods()
+    mp.spawn(_two_workers, (str(tmp_path), recipe), nprocs=2)
+    alone = make_trainer(recipe)
     alone.run_epoch()
     both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, value in trainable(alone).items():
@@ -257,3 +270,139 @@ def test_two_workers_train_as_one(tmp_path: Path, mask: MaskSettings) -> None:
         torch.testing.assert_close(both[0][name], value, rtol=2e-3, atol=2e-4)
     masks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert masks[0] == masks[1] == alone.mask_history
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    named = trainer.model.named_parameters()
+    return {name: value.grad for name, value in named if value.grad is not None}
+
+
+def _first_gradients(rank: int, folder: str, recipe: Recipe) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    trainer = make_trainer(recipe, Place(rank, 2), replicate=DistributedDataParallel)
+    trainer._backward(next(trainer._batches()))
+    torch.save(gradients(trainer), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_workers_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+    """Of the sum of all losses over the whole batch, computed here without the trainer."""
+    recipe = replace(RECIPE, losses=ALL_LOSSES)
+    mp.spawn(_first_gradients, (str(tmp_path), recipe), nprocs=2)
+    trainer = make_trainer(recipe)
+    batch = next(trainer._batches())
+    outputs = trainer.model(trainer._inputs(batch))
+    groups = torch.tensor(
+        [{"real": 0, "reenact": 1, "swap": 2}[name] for name in trainer.frames.methods[batch.samples]]
+    )
+    loss = classification_loss(outputs.logits, batch.labels) + metric_loss(outputs.features, groups, ALL_LOSSES)
+    (loss + 0.5 * attribution_loss(outputs.attribution, groups)).backward()
+    expected = gradients(trainer)
+    assert "attribution.weight" in expected
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["masm", "probe", "layernorm"])
+def test_all_losses_train_and_resume(tmp_path: Path, method: str) -> None:
+    recipe = replace(RECIPE, losses=ALL_LOSSES)
+    frames, validation = two_methods(make_frames(48, 1)), two_methods(make_frames(24, 2))
+    adapter = replace(ADAPTER, method=method)
+    whole, resumed = (Trainer(make_detector(adapter), recipe, frames, validation) for _ in range(2))
+    whole.run_epoch()
+    whole.save(tmp_path)
+    resumed.load(tmp_path)
+    for trainer in (whole, resumed):
+        while not trainer.finished:
+            trainer.run_epoch()
+    assert whole.history[-1]["loss"] < whole.history[0]["loss"]
+    assert whole.history == resumed.history
+    named = dict(resumed.model.named_parameters())
+    assert all(torch.equal(value, named[name]) for name, value in whole.model.named_parameters())
+    whole.load_best()
+    assert not [name for name in whole.detector.state_dict() if "attribution" in name]
+
+
+def test_the_attribution_head_learns_the_methods() -> None:
+    """Reals are smooth, and the fakes of one method are bright."""
+    recipe = replace(RECIPE, epochs=8, losses=LossSettings(attribution="method", attribution_weight=1.0))
+    frames = two_methods(make_frames(48, 1))
+    images = [cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR) for image in frames.images]
+    lit = [np.clip(i * (1.5 if m == "swap" else 1.0), 0, 255) for i, m in zip(images, frames.methods, strict=True)]
+    frames = replace(frames, images=[cv2.imencode(".png", image.astype(np.uint8))[1].tobytes() for image in lit])
+    trainer = Trainer(make_detector(), recipe, frames, frames)
+    while not trainer.finished:
+        trainer.run_epoch()
+    with torch.inference_mode():
+        batch = next(trainer._batches())
+        guesses = trainer.model(trainer._inputs(batch)).attribution.argmax(dim=1).tolist()
+    names = ("real", *trainer.objective.attribution.fakes)
+    right = np.mean([names[guess] == name for guess, name in zip(guesses, frames.methods[batch.samples], strict=True)])
+    assert right >= 0.75
+
+
+def test_a_checkpoint_of_other_losses_is_refused(tmp_path: Path) -> None:
+    first = make_trainer()
+    first.run_epoch()
+    first.save(tmp_path)
+    with pytest.raises(UserError, match=r"made with other losses .*'triplet': 'none'.* not .*'triplet': 'batch_all'"):
+        make_trainer(replace(RECIPE, losses=ALL_LOSSES)).load(tmp_path)
+
+
+def test_self_blends_are_a_method_of_their_own() -> None:
+    losses = LossSettings(attribution="method", attribution_weight=1.0)
+    trainer = make_trainer(replace(RECIPE, losses=losses, augmentation=Augmentation(self_blends=0.5)))
+    grouping = trainer.objective.attribution
+    assert grouping.fakes == ("reenact", "self-blend", "swap")
+    seen = set()
+    for batch in trainer._batches():
+        numbers = grouping.numbers(trainer.frames, batch.samples, batch.self_blends).reshape(-1, 2)
+        methods = trainer.frames.methods[batch.samples].reshape(-1, 2)[:, 1]
+        expected = ["self-blend" if blend else method for blend, method in zip(batch.blended, methods, strict=True)]
+        assert not numbers[:, 0].any()
+        assert [grouping.fakes[number - 1] for number in numbers[:, 1]] == expected
+        seen |= set(expected)
+    assert seen == {"reenact", "self-blend", "swap"}
+
+
+def test_methods_that_the_attribution_head_does_not_know_are_named(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, losses=ALL_LOSSES)
+    frames = two_methods(make_frames(48, 1))
+    other = replace(frames, methods=np.where(frames.methods == "swap", "morph", frames.methods))
+    with pytest.raises(UserError, match="fakes of method morph are unknown: training has reenact, swap"):
+        Trainer(make_detector(), recipe, frames, other)
+    first = Trainer(make_detector(), recipe, frames, frames)
+    first.run_epoch()
+    first.save(tmp_path)
+    with pytest.raises(UserError, match=r"other losses .*'reenact', 'swap'.* not .*'morph', 'reenact'"):
+        Trainer(make_detector(), recipe, other, other).load(tmp_path)
+
+
+def test_validation_is_the_mean_of_the_datasets_that_have_both_classes() -> None:
+    frames = make_frames(40, 3)
+    datasets = np.repeat([0, 1, 2], [20, 12, 8])
+    labels = np.where(datasets == 2, 0, frames.labels)
+    frames = replace(frames, labels=labels, datasets=datasets, dataset_names=("a", "b", "c"))
+    logits = np.random.default_rng(0).normal(size=40) + labels
+    logits[datasets == 1] += 10  # scores of datasets need not lie on one scale
+    found = validation_figures(frames, logits)
+    areas = [roc_auc_score(labels[datasets == number], logits[datasets == number]) for number in (0, 1)]
+    assert (found["val_auc.a"], found["val_auc.b"]) == pytest.approx(areas)
+    assert math.isnan(found["val_auc.c"])
+    assert found["val_auc"] == pytest.approx(np.mean(areas))
+
+
+def test_datasets_of_one_class_each_are_judged_together() -> None:
+    frames = make_frames(40, 3)
+    frames = replace(frames, datasets=frames.labels, dataset_names=("reals", "fakes"))
+    trainer = Trainer(make_detector(), RECIPE, make_frames(48, 1), frames)
+    line = trainer.run_epoch()
+    logits = predict(trainer.detector, frames.images, 16)
+    assert line["val_auc"] == pytest.approx(roc_auc_score(frames.labels, logits))
+    assert math.isnan(line["val_auc.reals"])
+    trainer.load_best()

@@ -23,13 +23,18 @@ class Batch:
         labels: (b,) float32.
         samples: (b,) int64 numbers of the frames, for randomness by sample.
         blended: (b / 2,) bool; pairs, of a real and a fake side by side, whose fake is to be replaced by a self-blend
-            of the real (`masm.data.selfblend`). Its method is then not that of its sample.
+            of the real (`masm.data.selfblend`).
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     samples: np.ndarray
     blended: np.ndarray
+
+    @property
+    def self_blends(self) -> np.ndarray:
+        """(b,) bool; the samples that are replaced by self-blends."""
+        return np.stack([np.zeros_like(self.blended), self.blended], axis=1).ravel()
 
 
 def steps_of_epoch(frames: Frames, batch_size: int) -> int:

@@ -39,6 +39,7 @@ class Frames:
         sources: (n,) int64; the real recording that is shown, (dataset, source_clip): a fake's is that of its real.
         landmarks: (n, 5, 2) float16 pixels of the image, as `masm.data.faces.Face` has them first; NaN without. Half
             precision is an eighth of a pixel at 224, and a megabyte for 50,000 frames.
+        dataset_names: by the datasets' numbers.
     """
 
     images: Sequence[bytes]
@@ -48,6 +49,7 @@ class Frames:
     videos: np.ndarray
     sources: np.ndarray
     landmarks: np.ndarray
+    dataset_names: tuple[str, ...] = ("",)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -89,6 +91,7 @@ def load_frames(tables: Sequence[Path], split: str, frames_per_video: int | None
         videos=facts["videos"],
         sources=facts["sources"],
         landmarks=facts["landmarks"],
+        dataset_names=tuple(numbers["datasets"]),
     )
 
 

@@ -96,6 +96,16 @@ class StoredImages(Sequence[bytes]):
         taken._numbers, taken._offsets, taken._lengths = self._numbers[rows], self._offsets[rows], self._lengths[rows]
         return taken
 
+    def sample_ids(self, rows: np.ndarray) -> list[str]:
+        """The `sample_id` of some rows, read from their shards."""
+        numbers = self._numbers[rows]
+        found = np.empty(len(rows), object)
+        for number in np.unique(numbers).tolist():
+            path, own = self._shards[number].path, numbers == number
+            places = np.searchsorted(_find(path)[1], self._offsets[rows[own]])
+            found[own] = pq.read_table(path, columns=["sample_id"])["sample_id"].take(places).to_pylist()
+        return found.tolist()
+
     def _read(self, number: int, offset: int, length: int) -> bytes:
         file = self._open(number)  # held by this name: what the cache drops meanwhile stays open
         image = os.pread(file.fileno(), length, offset)
@@ -172,6 +182,11 @@ def decode(images: Sequence[bytes]) -> torch.Tensor:
 def pick(images: Sequence[bytes], rows: np.ndarray) -> Sequence[bytes]:
     """The images of some rows, in their order."""
     return images.take(rows) if isinstance(images, StoredImages) else [images[row] for row in rows.tolist()]
+
+
+def sample_ids(images: Sequence[bytes], rows: np.ndarray) -> list[str]:
+    """The `sample_id` of some rows of face tables, for a message: they are looked up; the numbers of other images."""
+    return images.sample_ids(rows) if isinstance(images, StoredImages) else [str(row) for row in rows.tolist()]
 
 
 def decoded(images: Sequence[bytes], batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:

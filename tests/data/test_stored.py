@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from masm.data import table
-from masm.data.stored import StoredImages, decode, decoded, in_order, stored_images
+from masm.data.stored import StoredImages, decode, decoded, in_order, sample_ids, stored_images
 from masm.data.table import read_table, write_table
 from masm.errors import UserError
 from tests.data.tables import png, row
@@ -38,6 +38,16 @@ def test_each_image_is_found_where_parquet_has_it(tables: list[Path]) -> None:
     assert list(images[95:102]) == expected[95:102]
     chosen = np.array([102, 0, 55, 55])
     assert list(images.take(chosen)) == [expected[i] for i in chosen]
+
+
+def test_rows_are_named_by_their_samples(tables: list[Path]) -> None:
+    expected = [name for folder in tables for name in read_table(folder, ["sample_id"])["sample_id"].to_pylist()]
+    images = stored_images(tables)
+    rows = np.array([101, 0, 55, 55, 99, 7])
+    assert sample_ids(images, rows) == [expected[row] for row in rows]
+    taken = images.take(np.arange(50, 103))
+    assert sample_ids(taken, np.array([52, 5])) == [expected[102], expected[55]]
+    assert sample_ids(list(images), np.array([3, 1])) == ["3", "1"]
 
 
 def test_a_copy_in_another_process_and_many_threads_read_the_same(tables: list[Path]) -> None:

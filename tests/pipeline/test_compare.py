@@ -9,22 +9,37 @@ import pytest
 import yaml
 
 from masm.data.ingest import ingest
+from masm.errors import UserError
 from masm.evaluation import macro_video_auc
 from masm.settings import Settings, load_settings
 from pipelines.compare import main
 from tests.data.test_ingest import make_settings
 from tests.pipeline.workspace import edit
 
+MASM = {"rank": 1, "subspaces": 2, "mask_threshold": 0.2, "lambda_orth": 0.1, "lambda_spec": 0.1}
 CHANGES = {
-    "compare__seeds": 2,
-    "compare__methods": {
-        "masm": {"lr": 1e-3, "rank": 1, "subspaces": 2, "mask_threshold": 0.2, "lambda_orth": 0.1, "lambda_spec": 0.1},
-        "lora": {"lr": 1e-3, "rank": 1},
-        "probe": {"lr": 1e-3},
+    "compare__tiny": {
+        "seeds": 2,
+        "table": "reports/tiny.md",
+        "methods": {
+            "masm": MASM | {"lr": 1e-3},
+            "lora": {"lr": 1e-3, "rank": 1},
+            "probe": {"lr": 1e-3},
+        },
+    },
+    "compare__losses": {
+        "seeds": 2,
+        "table": "reports/losses.md",
+        "methods": {"masm": MASM | {"lr": 1e-3}, "layernorm": {"lr": 1e-3}},
+        "losses": {
+            "plain": {},
+            "both": {"triplet": "real_anchored", "attribution": "method", "attribution_weight": 0.5},
+        },
     },
     "train__epochs": 1,
     "faces__people": 18,
 }
+LOSSES = ("plain", "both")
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +51,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     for name in (*made.with_role("train"), *made.with_role("test")):
         ingest(made, name, lambda done, total: None)
     lock_data(made, dict.fromkeys(made.datasets, "0" * 32))
-    main(made)
+    main(made, "tiny")
     return made
 
 
@@ -50,12 +65,12 @@ def lock_data(settings: Settings, digests: dict[str, str]) -> None:
 
 
 def times(settings: Settings) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in (settings.root / "compare").glob("*.json")}
+    return {path.name: path.stat().st_mtime_ns for path in (settings.root / "compare" / "tiny").glob("*.json")}
 
 
 def test_every_method_ran_with_every_seed(settings: Settings) -> None:
     names = {f"{method}-{seed}" for method in ("masm", "lora", "probe") for seed in (7, 8)}
-    folder = settings.root / "compare"
+    folder = settings.root / "compare" / "tiny"
     assert {path.name for path in folder.iterdir()} == {
         f"{name}{end}" for name in names for end in (".json", ".parquet")
     }
@@ -65,7 +80,7 @@ def test_every_method_ran_with_every_seed(settings: Settings) -> None:
         assert set(scores["dataset"]) == set(settings.with_role("test"))
         assert result["video_auc"] == pytest.approx(macro_video_auc(scores))
         assert len(result["history"]) == 1
-    table = settings.path(settings.compare.table).read_text()
+    table = settings.path(settings.compare["tiny"].table).read_text()
     assert [line.split(" | ")[0] for line in table.splitlines()[2:5]] == ["| masm", "| lora", "| probe"]
     assert "2 seeds from 7 on" in table
     assert "masm: lr 0.001, rank 1, subspaces 2" in table
@@ -73,19 +88,20 @@ def test_every_method_ran_with_every_seed(settings: Settings) -> None:
 
 def test_what_is_there_is_not_run_again(settings: Settings) -> None:
     before = times(settings)
-    table = settings.path(settings.compare.table).read_bytes()
-    main(settings)
+    table = settings.path(settings.compare["tiny"].table).read_bytes()
+    main(settings, "tiny")
     assert times(settings) == before
-    assert settings.path(settings.compare.table).read_bytes() == table
+    assert settings.path(settings.compare["tiny"].table).read_bytes() == table
 
 
 def test_what_is_missing_or_made_otherwise_is_run_again(settings: Settings) -> None:
     before = times(settings)
-    (settings.root / "compare" / "masm-8.json").unlink()
-    (settings.root / "compare" / "masm-7.parquet").unlink()
-    (settings.root / "compare" / "probe-7.json").write_text("{")
-    edit(settings.root / "params.yaml", {"compare.methods.lora.lr": 2e-3})
-    main(load_settings(settings.root / "params.yaml"))
+    folder = settings.root / "compare" / "tiny"
+    (folder / "masm-8.json").unlink()
+    (folder / "masm-7.parquet").unlink()
+    (folder / "probe-7.json").write_text("{")
+    edit(settings.root / "params.yaml", {"compare.tiny.methods.lora.lr": 2e-3})
+    main(load_settings(settings.root / "params.yaml"), "tiny")
     after = times(settings)
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"masm-7.json", "masm-8.json", "probe-7.json", "lora-7.json", "lora-8.json"}
@@ -94,5 +110,32 @@ def test_what_is_missing_or_made_otherwise_is_run_again(settings: Settings) -> N
 def test_other_data_are_other_runs(settings: Settings) -> None:
     before = times(settings)
     lock_data(settings, {**dict.fromkeys(settings.datasets, "0" * 32), settings.with_role("test")[0]: "1" * 32})
-    main(load_settings(settings.root / "params.yaml"))
+    main(load_settings(settings.root / "params.yaml"), "tiny")
     assert not set(times(settings).items()) & set(before.items())
+
+
+def test_every_method_runs_with_every_loss(settings: Settings) -> None:
+    main(settings, "losses")
+    folder = settings.root / "compare" / "losses"
+    names = {f"{method}-{losses}-{seed}" for method in ("masm", "layernorm") for losses in LOSSES for seed in (7, 8)}
+    assert {path.stem for path in folder.glob("*.json")} == names
+    for name in names:
+        result = json.loads((folder / f"{name}.json").read_text())
+        assert result["losses"]["triplet"] == ("real_anchored" if "both" in name else "none")
+    first, other = (json.loads((folder / f"masm-{losses}-7.json").read_text()) for losses in LOSSES)
+    assert first["history"][0]["loss"] < other["history"][0]["loss"]
+    assert first["trainable_parameters"] == other["trainable_parameters"]  # the attribution head is not the detector's
+    table = settings.path(settings.compare["losses"].table).read_text()
+    rows = [line.split(" | ") for line in table.splitlines()[2:6]]
+    assert [row[0] for row in rows] == ["| masm, plain", "| masm, both", "| layernorm, plain", "| layernorm, both"]
+    assert [bool(row[-2]) for row in rows] == [False, True, False, True]
+    assert "gain is over the same method's plain" in table
+    assert (
+        "Losses beside cross-entropy: both: triplet real_anchored, attribution method, attribution_weight 0.5."
+        in table
+    )
+
+
+def test_a_comparison_that_is_not_there_is_named(settings: Settings) -> None:
+    with pytest.raises(UserError, match=r"no compare\.tinny: choose one of adapters, metric_learning, tiny, losses"):
+        main(settings, "tinny")

@@ -6,12 +6,13 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from masm.detector import Detector
-from masm.settings import hyperparameters_of
+from masm.settings import load_settings
 from tests.pipeline.workspace import edit, make_workspace, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -33,9 +34,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_workspace(tmp_path_factory.mktemp("methods") / "workspace", changes)
 
 
-@pytest.mark.parametrize(("number", "method"), [(1, "lora"), (2, "effort")])
-def test_a_method_is_searched_trained_judged_and_registered(folder: Path, number: int, method: str) -> None:
-    edit(folder / "params.yaml", {"adapter.method": method})
+MARGIN = {"type": "uniform", "lower": 0.1, "upper": 0.4}
+ON = {
+    "losses": {"triplet": "batch_all", "triplet_weight": 0.5, "attribution": "method"},
+    "search.space.margin": MARGIN,
+}
+OFF = {"losses": {}, "search.space.margin": None}
+
+
+@pytest.mark.parametrize(("number", "method", "losses"), [(1, "lora", ON), (2, "effort", OFF)])
+def test_a_method_is_searched_trained_judged_and_registered(
+    folder: Path, number: int, method: str, losses: dict[str, Any]
+) -> None:
+    edit(folder / "params.yaml", {"adapter.method": method, **losses})
     clean = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
     environment = {**clean, "PATH": f"{BIN}:{os.environ['PATH']}", "RAY_AUTH_MODE": "disabled"}
     done = run(str(BIN / "dvc"), "repro", folder=folder, environment=environment)
@@ -43,9 +54,13 @@ def test_a_method_is_searched_trained_judged_and_registered(folder: Path, number
 
     trials = pd.read_csv(folder / "search" / "trials.csv")
     assert len(trials) == (2 if method == "lora" else 1)
-    assert [name for name in trials if name not in ("trial", "score", "val_auc", "time_total_s")] == list(
-        hyperparameters_of(method)
+    searched = [name for name in trials if name not in ("trial", "score", "val_auc", "time_total_s")]
+    assert (
+        searched == load_settings(folder / "params.yaml").searched == (["rank", "margin"] if method == "lora" else [])
     )
+    found = json.loads((folder / "models" / "train.json").read_text())["hyperparameters"]
+    assert found["margin"] == pytest.approx(trials.loc[trials["score"].idxmax(), "margin"] if method == "lora" else 0)
+    assert (found["triplet_weight"], found["attribution_weight"]) == ((0.5, 1.0) if method == "lora" else (0, 0))
     assert Detector.load(folder / "models" / "detector").adapter.method == method
     metrics = json.loads((folder / "reports" / "metrics.json").read_text())
     assert 0 <= metrics["adapted.macro.video_auc"] <= 1

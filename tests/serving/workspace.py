@@ -103,7 +103,10 @@ def _row(dataset: str, number: int, video: int) -> dict[str, object]:
 def _write_outputs(root: Path) -> None:
     for folder in ("models", "search", "reports"):
         (root / folder).mkdir()
-    history = [{"epoch": 1, "loss": 0.7, "val_auc": 0.6}, {"epoch": 2, "loss": 0.5, "val_auc": 0.8}]
+    history = [
+        {"epoch": epoch, "loss": 0.7, "val_auc": auc, "val_auc.swap": auc, "val_auc.reals": None}
+        for epoch, auc in ((1, 0.6), (2, 0.8))
+    ]
     found = {"hyperparameters": {"rank": 2}}
     (root / "models" / "train.json").write_text(json.dumps({"history": history, **found}))
     (root / "search" / "best.json").write_text(json.dumps(found))
