@@ -98,8 +98,8 @@ def fetch_table(root: Path, dataset: str, revision: str, out: Path) -> str:
         The table's MD5, as dvc.lock holds it at that revision.
 
     Raises:
-        UserError: `out` is there already, the revision is unknown, it has no such dataset, or neither cache nor remote
-            gives it.
+        UserError: `out` is there already, `root` is in no git repository, the revision is unknown, it has no such
+            dataset, or neither cache nor remote gives it.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -107,6 +107,8 @@ def fetch_table(root: Path, dataset: str, revision: str, out: Path) -> str:
 
     if out.exists():
         raise UserError(f"{out} is there already: move it away, or give another --out.")
+    if not in_checkout(root):  # DVC would give what is here, whatever the revision
+        raise UserError(f"{root} lies in no git repository, so that it has no revisions.")
     partial = out.with_name(f".{out.name}.partial-{os.getpid()}")
     try:
         files = DVCFileSystem(str(root), rev=revision)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 import yaml
 from dvc.repo import Repo
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from masm.cli import app
@@ -143,6 +143,12 @@ def test_nothing_is_overwritten(history: History, tmp_path: Path) -> None:
         fetch_table(history.workspace, "judge", "first", tmp_path / "out")
 
 
+def test_without_git_there_are_no_revisions(history: History, tmp_path: Path) -> None:
+    shutil.rmtree(history.repository / ".git")
+    with pytest.raises(UserError, match="lies in no git repository"):
+        fetch_table(history.workspace, "judge", "first", tmp_path / "out")
+
+
 def test_a_node_fetches_what_its_lock_names(history: History) -> None:
     git(history.repository, "checkout", "-q", "first")
     shutil.rmtree(history.repository / ".git")  # a job's copy has none
@@ -166,19 +172,19 @@ def test_a_fetch_that_was_killed_is_done_again(history: History) -> None:
     assert marker.read_text() == ""
 
 
-def fetch_and_read(workspace: Path, start: Barrier, results: multiprocessing.Queue[Files]) -> None:
-    start.wait()
-    fetch_missing(workspace, [STAGE])
-    results.put(files_of(load_settings(workspace / "params.yaml").table("judge")))
-
-
-def test_workers_of_one_node_fetch_once_and_all_find_it_whole(history: History) -> None:
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(2), context.Queue()
-    workers = [context.Process(target=fetch_and_read, args=(history.workspace, start, results)) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    found = [results.get(timeout=120) for _ in workers]
-    for worker in workers:
-        worker.join()
-    assert found == [history.tables["second"]] * 2
+def test_a_worker_waits_for_the_one_of_its_node_that_fetches(history: History) -> None:
+    table = load_settings(history.workspace / "params.yaml").table("judge")
+    table.mkdir(parents=True)
+    first, *others = history.tables["second"]
+    (table / first).write_bytes(history.tables["second"][first])  # as far as the other one is
+    lock = history.workspace / "data" / "work" / "fetch.lock"
+    lock.parent.mkdir()
+    with ThreadPoolExecutor(1) as pool, FileLock(lock):
+        waiting = pool.submit(lambda: (fetch_missing(history.workspace, [STAGE]), files_of(table)))
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=1)
+        for name in others:
+            (table / name).write_bytes(history.tables["second"][name])
+        lock.parent.joinpath("fetching").write_text("")
+    assert waiting.result()[1] == history.tables["second"]
+    assert not (history.repository / ".dvc" / "cache").exists()  # what is here was not fetched once more
