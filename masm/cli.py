@@ -204,7 +204,7 @@ def _print_inspection(found: Inspection) -> None:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (fit.mean, fit.std))
         typer.echo(f"{'fits:':<10}{fit.name} ({fit.kind}), pooling {fit.pooling}, mean {mean}, std {std}")
     if not found.fits:
-        typer.echo(f"{'fits:':<10}no timm model of a usual width")
+        typer.echo(f"{'fits:':<10}none of timm's models as they are")
 
 
 @backbone_app.command("convert")
@@ -227,10 +227,17 @@ def backbone_convert(
         convert(path, out, run_code=yes)
     except NeedsCodeError as error:
         question = f"{path} holds more than tensors ({error.found}): unpickling it runs code that it brings. Go on?"
-        if not typer.confirm(question, err=True):
-            raise UserError(f"{path} was not converted.") from None
+        if not _agreed(question):
+            raise UserError(f"{path} was not converted: answer y, or give --yes where nobody can be asked.") from None
         convert(path, out, run_code=True)
     typer.echo(f"{out} written; `masm backbone inspect {out}` says what it is.")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        return False
 
 
 @registry_app.command("list")

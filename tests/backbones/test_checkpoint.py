@@ -101,7 +101,7 @@ def test_a_file_cut_anywhere_is_an_error(tmp_path: Path, zipped: bool) -> None:
     path = tmp_path / "weights.pth"
     for length in range(0, len(content), max(1, len(content) // 150)):
         path.write_bytes(content[:length])
-        with pytest.raises(UserError, match="damaged|more than tensors"):  # a name may be cut to an unknown one
+        with pytest.raises(UserError, match=r"damaged|more than tensors"):  # a name may be cut to an unknown one
             read_checkpoint(path)
 
 

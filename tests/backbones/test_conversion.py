@@ -59,12 +59,13 @@ def test_a_converted_file_is_read_as_the_checkpoint_was(tmp_path: Path) -> None:
     assert metadata["masm.source_sha256"] == hashlib.sha256((tmp_path / "checkpoint.pth").read_bytes()).hexdigest()
 
 
-def test_without_a_yes_no_code_runs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_without_a_yes_no_code_runs(tmp_path: Path, answer: str) -> None:
     source, target = tmp_path / "checkpoint.pth", tmp_path / "model.safetensors"
     torch.save({"model": fsfm.encoder(), "args": Telling(tmp_path / "marker")}, source)
     with pytest.raises(NeedsCodeError):
         convert(source, target, run_code=False)
-    result = CliRunner().invoke(app, ["backbone", "convert", str(source), str(target)], input="n\n")
+    result = CliRunner().invoke(app, ["backbone", "convert", str(source), str(target)], input=answer)
     assert isinstance(result.exception, UserError)
     assert "was not converted" in str(result.exception)
     assert "runs code" in result.output
