@@ -1,8 +1,8 @@
 """The losses over pairs on a large batch, in time and memory, against the backbone's step that gives its features.
 
 256 features of 768 numbers are what 32 steps of a ViT-B/16 on 8 images give; the limit is 32 times such a step,
-forward and backward with all weights learning. Losses and steps run interleaved; shares are those of the rounds' minima,
-`_median` of their medians. Memory is the peak of live tensor bytes of a loss's forward and backward pass.
+forward and backward with all weights learning. Losses and steps run interleaved; shares are those of the rounds'
+minima, `_median` of their medians. Memory is the peak of live tensor bytes of a loss's forward and backward pass.
 """
 
 from __future__ import annotations
