@@ -298,6 +298,13 @@ def crop(
     return result[:, ::-1].copy() if move.flip else result
 
 
+def points_in_crop(points: np.ndarray, box: np.ndarray, profile: CropProfile, jitter: Jitter) -> np.ndarray:
+    """Where points (n, 2) of an image lie in its plain square crop, in the crop's pixels; see `crop`."""
+    left, top, side = _square(box, profile.margin, jitter)
+    placed = (points - (left, top)) * (profile.size / side)
+    return np.stack([profile.size - placed[:, 0], placed[:, 1]], 1) if jitter.flip else placed
+
+
 def _cut_square(image: np.ndarray, box: np.ndarray, profile: CropProfile, move: Jitter) -> np.ndarray:
     left, top, side = _square(box, profile.margin, move)
     height, width = image.shape[:2]
