@@ -310,7 +310,9 @@ class Pretrain(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Pretrain:
         if self.folder is not None and (self.detector_weights is None or self.origin is None):
-            raise ValueError("folder needs detector_weights, YuNet's .onnx file, and origin: whose photographs these are")
+            raise ValueError(
+                "folder needs detector_weights, YuNet's .onnx file, and origin: whose photographs these are"
+            )
         if self.batch_size % self.workers:
             raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of workers ({self.workers})")
         return self

@@ -43,10 +43,10 @@ README = """\
 
 `model.safetensors` holds a vision transformer without head: timm's `{name}` with
 `{arguments}`, mean and std 0.5.
-This project pretrained it by masked autoencoding after FSFM (CVPR 2025) on real faces alone: {hidden:.0%} of the patches
-hidden, one facial region whole and a like share of the others; the visible patches aligned with a slow copy's view of
-the whole face. Ours: the patch embedding starts as a whitening, and the energies of the patches are predicted beside
-the pixels. `docs/explanation/pretraining.md` says more.
+This project pretrained it by masked autoencoding after FSFM (CVPR 2025) on real faces alone: {hidden:.0%} of the
+patches hidden, one facial region whole and a like share of the others; the visible patches aligned with a slow copy's
+view of the whole face. Ours: the patch embedding starts as a whitening, and the energies of the patches are predicted
+beside the pixels. `docs/explanation/pretraining.md` says more.
 
 What it saw, and no forgery:
 {saw}
@@ -208,8 +208,11 @@ def _card(settings: Settings, trainer: Pretrainer, saw: list[dict[str, Any]]) ->
 def _readme(card: dict[str, Any]) -> str:
     made = card["pretraining"]
     terms = ", ".join(f"{name} {value:.4f}" for name, value in made["loss"].items() if name != "total")
-    saw = [f"- {item['crops']} crops of {item['photographs']} photographs: {item['origin']}" for item in made["saw"]]
-    saw += [f"  SHA-256 of the list of the files' SHA-256: `{item['sha256']}`" for item in made["saw"] if "sha256" in item]
+    saw = []
+    for item in made["saw"]:
+        saw.append(f"- {item['crops']} crops of {item['photographs']} photographs: {item['origin']}")
+        if "sha256" in item:
+            saw.append(f"  (SHA-256 of the list of the files' SHA-256: `{item['sha256']}`)")
     return README.format(**card, **{**made, "terms": terms, "saw": "\n".join(saw)})
 
 

@@ -47,11 +47,11 @@ def facial_regions(landmarks: np.ndarray, size: int, patch: int) -> np.ndarray:
     radius = np.hypot(u / 1.2, (v - 0.38) / 1.25)  # 1 on the face's outline
     shapes = {
         "eyes": (abs(abs(u) - 0.5) < 0.38) & (abs(v) < 0.2),
-        "brows": (0.1 < abs(u)) & (abs(u) < 1.0) & (-0.62 < v) & (v < -0.2),
-        "nose": (abs(u - tip_u * along) < 0.12 + 0.25 * along) & (0.2 < v) & (along < 1.3),
+        "brows": (abs(u) > 0.1) & (abs(u) < 1.0) & (v > -0.62) & (v < -0.2),
+        "nose": (abs(u - tip_u * along) < 0.12 + 0.25 * along) & (v > 0.2) & (along < 1.3),
         "mouth": (abs(u) < 0.62) & (abs(v - 1) < 0.26),
-        "boundary": (0.85 < radius) & (radius < 1.2) & (v > -0.3),
-        "hair": (0.85 < radius) & (radius < 1.7) & (v < 0.6),
+        "boundary": (radius > 0.85) & (radius < 1.2) & (v > -0.3),
+        "hair": (radius > 0.85) & (radius < 1.7) & (v < 0.6),
         "skin": radius <= 0.85,
     }
     numbers = [REGIONS.index(name) for name in shapes]

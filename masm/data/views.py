@@ -158,7 +158,8 @@ def make_views(viewings: Sequence[Viewing], progress: Callable[[int], None]) -> 
             unusable[viewing.photograph.name] = result.reason
         progress(done)
     if not parts:
-        raise UserError(f"none of {len(viewings)} photographs gave a face; the first: {next(iter(unusable.values()))}.")
+        name, reason = next(iter(unusable.items()))
+        raise UserError(f"none of {len(viewings)} photographs gave a face; the first, {name}: {reason}.")
     images = np.concatenate([part.images for part in parts])
     return Views(images, np.concatenate([part.regions for part in parts]), unusable)
 
