@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from masm.backbones import build_backbone
+from masm.cluster import discard
 from masm.errors import UserError
 from masm.settings import Settings, load_settings
 from pipelines import pretrain
@@ -49,21 +50,30 @@ def test_a_run_that_failed_goes_on_and_leaves_weights_and_card(
     def killed(*arguments: object) -> None:
         raise Killed
 
+    def no_more(*arguments: object) -> None:
+        raise AssertionError("the views are there already")
+
+    def checkpoints() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "ray").rglob("state.safetensors")}
+
+    kept: dict[Path, int] = {}
+
+    def discarded(*arguments: str) -> None:
+        kept.update(checkpoints())
+        discard(*arguments)
+
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "_card", killed)
         with pytest.raises(Killed):
             pretrain.main(settings, tmp_path / "starter")
-    drawn = next(views.iterdir()).stat().st_mtime_ns
     assert "empty.jpg gives no face: empty file" in capsys.readouterr().err
-    checkpoints = {path: path.stat().st_mtime_ns for path in (tmp_path / "ray").rglob("state.safetensors")}
-    assert checkpoints
-    with monkeypatch.context() as patch:
-        patch.setattr(pretrain.shutil, "rmtree", lambda path: None)
-        patch.setattr(pretrain, "discard", lambda storage, name: None)
-        pretrain.main(settings, tmp_path / "starter")
-    assert next(views.iterdir()).stat().st_mtime_ns == drawn
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "ray").rglob("state.safetensors")} == checkpoints
+    assert len(list(views.iterdir())) == 1
+    left = checkpoints()
+    assert left
+    monkeypatch.setattr(pretrain, "make_views", no_more)
+    monkeypatch.setattr(pretrain, "discard", discarded)
     pretrain.main(settings, tmp_path / "starter")
+    assert kept == left
     assert not views.exists()
     assert not list((tmp_path / "ray").glob("pretrain-*"))
     card = json.loads((tmp_path / "starter" / "card.json").read_text())
