@@ -55,9 +55,14 @@ What it saw, and no forgery:
 - Loss reached: {loss[total]:.4f} ({terms}).
 - Its steps took {minutes:.0f} minutes with {workers} workers on {machine}, torch {torch}.
   Another machine rounds differently: there the command gives weights that are not bit-identical to these.
-- Licence: Apache-2.0, as the rest of the project.
+{probe}- Licence: Apache-2.0, as the rest of the project.
 - Limits: it is small, and knows few real faces or none. It is there so that the demo adapts weights that mean
   something; take a backbone pretrained on many photographs for work on photographs.
+"""
+
+PROBED = """\
+- A linear probe on its frozen features, fit on forged photographs of London: mean video AUC {pretrained:.3f} on the
+  test datasets, people disjoint; with random weights {random:.3f} (`python -m tests.benchmarks.pretraining`).
 """
 
 
@@ -79,11 +84,23 @@ def main(settings: Settings, folder: Path = STARTER) -> None:
     weights = {key: value.contiguous() for key, value in trainer.model.encoder.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
-    card = _card(settings, trainer, _saw(chosen, views, photographs, digest))
-    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
-    (folder / "README.md").write_text(_readme(card))
+    write_card(_card(settings, trainer, _saw(chosen, views, photographs, digest)), folder)
     shutil.rmtree(stored.parent)
     discard(settings.ray.storage, name)
+
+
+def write_card(card: dict[str, Any], folder: Path) -> None:
+    """Write card.json, and README.md that says the same in words."""
+    (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+    made, saw = card["pretraining"], []
+    for item in made["saw"]:
+        saw.append(f"- {item['crops']} crops of {item['photographs']} photographs: {item['origin']}")
+        if "sha256" in item:
+            saw.append(f"  (SHA-256 of the list of the files' SHA-256: `{item['sha256']}`)")
+    terms = ", ".join(f"{name} {value:.4f}" for name, value in made["loss"].items() if name != "total")
+    probe = PROBED.format(**made["london_probe"]) if "london_probe" in made else ""
+    words = {**made, "terms": terms, "saw": "\n".join(saw), "probe": probe}
+    (folder / "README.md").write_text(README.format(**card, **words))
 
 
 def make_pretrainer(
@@ -203,17 +220,6 @@ def _card(settings: Settings, trainer: Pretrainer, saw: list[dict[str, Any]]) ->
             "machine": f"{os.cpu_count()} CPU threads ({platform.machine()})", "torch": torch.__version__,
         },
     }  # fmt: skip
-
-
-def _readme(card: dict[str, Any]) -> str:
-    made = card["pretraining"]
-    terms = ", ".join(f"{name} {value:.4f}" for name, value in made["loss"].items() if name != "total")
-    saw = []
-    for item in made["saw"]:
-        saw.append(f"- {item['crops']} crops of {item['photographs']} photographs: {item['origin']}")
-        if "sha256" in item:
-            saw.append(f"  (SHA-256 of the list of the files' SHA-256: `{item['sha256']}`)")
-    return README.format(**card, **{**made, "terms": terms, "saw": "\n".join(saw)})
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def test_the_shipped_file_loads() -> None:
         ("adapter.targets", ["q", "kk"], "adapter.targets.1: Input should be 'q', 'k'"),
         ("compare.methods.effort.rank", 2, "compare: effort has no rank: take it out"),
         ("compare.methods.lora", {"lr": 1e-3}, "compare: lora needs rank: give it"),
+        ("pretrain.folder", "faces", "pretrain: folder needs detector_weights"),
+        ("pretrain.batch_size", 127, "pretrain: batch_size (127) must be a multiple of workers (2)"),
         ("root", "/", "root: not a setting"),
     ],
 )

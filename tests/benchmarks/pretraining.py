@@ -30,6 +30,7 @@ from masm.probe import fit_probe
 from masm.scoring import score
 from masm.settings import Settings, load_settings
 from masm.workspace import YUNET, Source, create_workspace
+from pipelines.pretrain import write_card
 from tests.benchmarks.output import Figures, show
 from tests.conftest import ROOT
 
@@ -78,11 +79,11 @@ def probe_figures(backbone: Backbone, settings: Settings) -> Figures:
 
 
 def record(figures: Figures, folder: Path) -> None:
-    """Write the figures to the card."""
-    path = folder / "card.json"
-    card: dict[str, Any] = json.loads(path.read_text())
-    card["pretraining"]["london_probe"] = {name: round(value, 4) for name, value in figures.items()}
-    path.write_text(json.dumps(card, indent=2) + "\n")
+    """Write the figures to the card and its README."""
+    card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+    rounded = {name.removeprefix("probe."): round(value, 4) for name, value in figures.items()}
+    card["pretraining"]["london_probe"] = rounded
+    write_card(card, folder)
 
 
 def main(
@@ -102,6 +103,7 @@ def main(
         random = [probe_figures(make_backbone(folder, size, seed), settings) for seed in range(1, seeds + 1)]
     figures = {f"probe.pretrained.{name}": value for name, value in pretrained.items()}
     figures |= {f"probe.random.{name}": float(np.mean([run[name] for run in random])) for name in pretrained}
+    figures |= {f"probe.{of}": figures[f"probe.{of}.video_auc"] for of in ("pretrained", "random")}
     if recorded:
         record(figures, folder)
     show("Linear probe on forged photographs of London", figures, as_json)
