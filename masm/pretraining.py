@@ -1,115 +1,302 @@
-"""How the starter backbone is made: masked autoencoding of drawn real faces.
+"""How the starter backbone is made: masked autoencoding of real faces, after FSFM.
 
-Masked autoencoding is He et al., "Masked Autoencoders Are Scalable Vision Learners" (CVPR 2022): the encoder
-sees a quarter of the patches, a small decoder predicts the others, each normalised to its own mean and
-variance. Two things are ours, so that the camera's noise, which forensics lives on and which is hundreds of
-times weaker than what a photograph shows, is not lost: the patch embedding starts as a whitening, and beside
-the pixels the decoder predicts, with a small weight, how much energy every patch has in each band of its cosine
-transform. Sizes and schedule are small enough for two CPU cores.
+Masked autoencoding is He et al., "Masked Autoencoders Are Scalable Vision Learners" (CVPR 2022): the encoder sees a
+quarter of the patches, a small decoder predicts the others, each normalised to its own mean and variance.
+From Wang et al., "FSFM: A Generalizable Face Security Foundation Model via Self-Supervised Facial Representation
+Learning" (CVPR 2025), come three things: patches are hidden by facial regions (`masm.data.regions`), the region that
+is covered whole weighs a little more, and what the visible patches say of the face is drawn towards what a slow copy
+of the encoder says of the whole of it. Its authors' code is not used; the heads of that last term are ours, without
+a decoder of their own and with layer instead of batch normalisation, so that the number of workers changes nothing.
+
+Two more things are ours, so that the camera's noise, which forensics lives on and which is hundreds of times weaker
+than what a photograph shows, is not lost: the patch embedding starts as a whitening, and beside the pixels the
+decoder predicts how much energy every patch has in each band of its cosine transform. Sizes and schedule are small
+enough for two CPU cores.
 """
 
 from __future__ import annotations
 
+import json
 import math
-import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import astuple, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from masm.data.camera import CAMERAS, compress, decompress, expose
-from masm.data.faces import CropProfile, Jitter, crop
-from masm.data.procedural import draw_face
+from masm.backbones import state_differences
+from masm.data.regions import hide_patches
+from masm.data.views import Views
+from masm.errors import UserError
+from masm.training import ALONE, Place
 
-FIRST_PERSON = 1_000_000  # people from here on are for pretraining alone, so no data set shows one of them
-DRAWN_SIZE = 128  # pixels; the face is about half as wide, as in the embedded data sets
-VIEWS = 4  # crops of each photograph, each through a camera of its own
-MARGINS = (1.1, 1.6)
-NOISE = (0.2, 2.0)  # factor on a camera's noise, so that its strength is worth knowing
-WHITENED = 1000  # images whose patches the embedding whitens at its start
+SAMPLED = 1000  # images whose patches the embedding whitens at its start, and whose energies set the scale of all
 TOKEN_STD = 0.1  # of each feature of a whitened patch; position embeddings start at 0.02
 BANDS = 6  # of the cosine transform, by the sum of both frequencies
-ENERGY_WEIGHT = 0.5
 ENERGY_FLOOR = 1e-5  # squared amplitude, images in -1..1: a third of a grey level
 VARIANCE_FLOOR = 1e-5  # squared amplitude, below which a component is left to be small
-VISIBLE = 0.25
 WARMUP_SHARE = 0.05
-BETAS, WEIGHT_DECAY, CLIP_NORM = (0.9, 0.95), 0.05, 1.0
+BETAS, WEIGHT_DECAY, CLIP_NORM = (0.9, 0.95), 0.05, 1.0  # FSFM's
+TERMS = ("reconstruction", "region", "alignment", "energy")
+
+
+@dataclass(frozen=True)
+class TermWeights:
+    """Weights of the loss's terms beside the reconstruction, whose weight is 1: FSFM's two, and ours."""
+
+    region: float
+    alignment: float
+    energy: float
 
 
 @dataclass(frozen=True)
 class PretrainRecipe:
-    """One pretraining run on `people` with `photographs` each; `lr` is the peak of the learning rate."""
+    """One pretraining run.
+
+    `lr` is the peak of the learning rate, `hidden` the share of the patches that the encoder does not see, and
+    `momentum` the share of the slow copy that a step keeps at the start; it rises to 1. `batch_size` is that of all
+    workers together.
+    """
 
     seed: int
-    people: int
-    photographs: int
     steps: int
     batch_size: int
     lr: float
+    hidden: float
+    momentum: float
+    weights: TermWeights
 
 
 class MaskedAutoencoder(nn.Module):
-    """A vision transformer with the small decoder that pretrains it."""
+    """A vision transformer with what pretrains it: a small decoder, the heads of the alignment, and the slow copy.
+
+    Args:
+        encoder: timm's, with a class token and the mean of the patches as its feature.
+        hidden: share of the patches that it does not see.
+        images: (n, 3, S, S) normalised, over which the log energies of a band have mean 0 and variance 1.
+    """
 
     cosines: Tensor
     bands: Tensor
+    energy_mean: Tensor
+    energy_std: Tensor
 
-    def __init__(self, encoder: VisionTransformer, width: int = 128, depth: int = 1, heads: int = 4) -> None:
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        hidden: float,
+        images: Tensor,
+        width: int = 128,
+        depth: int = 1,
+        heads: int = 4,
+    ) -> None:
         super().__init__()
         tokens, patch = encoder.patch_embed.num_patches, encoder.patch_embed.patch_size[0]
-        self.encoder, self.patch = encoder, patch
+        self.encoder, self.patch, self.hidden = encoder, patch, round(hidden * tokens)
         self.embed = nn.Linear(encoder.num_features, width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.positions = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
         blocks = [Block(width, heads, qkv_bias=True) for _ in range(depth)]
         self.decoder = nn.Sequential(*blocks, nn.LayerNorm(width))
         self.predict = nn.Linear(width, 3 * patch**2 + BANDS)
+        self.projector = _perceptron(encoder.num_features, width)
+        self.predictor = _perceptron(width, width)
+        self.target = nn.ModuleList(deepcopy([encoder, self.projector])).requires_grad_(False)
         self.register_buffer("cosines", cosine_transform(patch))
         self.register_buffer("bands", frequency_bands(patch))
+        energies = self._log_energies(images)
+        self.register_buffer("energy_mean", energies.mean((0, 1)))
+        self.register_buffer("energy_std", energies.std((0, 1)))
 
-    def forward(self, images: Tensor, order: Tensor) -> Tensor:
-        """Mean squared error on the pixels of the hidden patches, plus that on the energies of all; a scalar.
+    def forward(self, images: Tensor, order: Tensor, covered: Tensor) -> Tensor:
+        """The terms of the loss, unweighted, as `TERMS` names them: (4,), means over the images.
+
+        Squared errors on the hidden patches' pixels, on those of the covered region alone, minus half the cosine
+        between the prediction from the visible patches and the slow copy's projection of all of them, and squared
+        errors on the energies of all patches.
 
         Args:
             images: (B, 3, S, S), normalised as for the encoder.
-            order: (B, tokens) a permutation of the patches for each image; the first quarter stay visible.
+            order: (B, tokens) a permutation of the patches for each image, the visible ones first.
+            covered: (B, tokens) bool, the patches of the region that is covered whole.
         """
-        visible = order[:, : round(VISIBLE * order.shape[1])]
-        hidden = order[:, visible.shape[1] :]
-        features = self.embed(self._encode(images, visible))
-        masks = self.mask_token.expand(len(order), hidden.shape[1], -1)
-        tokens = torch.cat([features[:, 1:], masks.to(features.dtype)], 1) + _take(self.positions, order)
-        decoded = self.decoder(torch.cat([features[:, :1], tokens], 1))
-        pixels, energies = self.predict(decoded[:, 1:]).float().tensor_split([-BANDS], dim=-1)
-        pixel_error = pixels[:, visible.shape[1] :] - _take(self._pixels(images), hidden)
-        energy_error = energies - _take(self._energies(images), order)
-        return pixel_error.square().mean() + ENERGY_WEIGHT * energy_error.square().mean()
+        visible, hidden = order.tensor_split([order.shape[1] - self.hidden], dim=1)
+        features = encode(self.encoder, images, visible)
+        pixels, energies = self._decode(features, order)
+        errors = (pixels - _take(self._pixels(images), hidden)).square().mean(-1)
+        of_region = covered.gather(1, hidden).float()
+        region = (errors * of_region).sum(1) / of_region.sum(1).clamp_min(1)
+        energy = (energies - _take(self._energies(images), order)).square()
+        return torch.stack([errors.mean(), region.mean(), self._alignment(features, images), energy.mean()])
 
-    def _encode(self, images: Tensor, visible: Tensor) -> Tensor:
-        """Features (B, 1 + visible, D) of the class token and the visible patches."""
-        encoder = self.encoder
-        patches = _take(encoder.patch_embed(images) + encoder.pos_embed[:, 1:], visible)
-        token = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(len(patches), -1, -1)
-        return encoder.norm(encoder.blocks(torch.cat([token, patches], 1)))
+    def update_target(self, momentum: float) -> None:
+        """Draw the slow copy towards the present encoder and projector."""
+        present = [*self.encoder.parameters(), *self.projector.parameters()]
+        get_ema_multi_avg_fn(momentum)(list(self.target.parameters()), present, None)
+
+    def _decode(self, features: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted pixels (B, hidden, 3 p^2) of the hidden patches, and energies (B, tokens, BANDS) of all."""
+        features = self.embed(features)
+        masks = self.mask_token.expand(len(order), self.hidden, -1)
+        tokens = torch.cat([features[:, 1:], masks.to(features.dtype)], 1) + _take(self.positions, order)
+        decoded = self.decoder(torch.cat([features[:, :1], tokens], 1))[:, 1:]
+        pixels, energies = self.predict(decoded).float().tensor_split([-BANDS], dim=-1)
+        return pixels[:, -self.hidden :], energies
+
+    def _alignment(self, features: Tensor, images: Tensor) -> Tensor:
+        """Minus half the cosine between what the visible patches predict and what the slow copy sees."""
+        encoder, projector = self.target
+        with torch.no_grad():
+            seen = projector(encode(encoder, images)[:, 1:].mean(1))
+        predicted = self.predictor(self.projector(features[:, 1:].mean(1)))
+        return -0.5 * nn.functional.cosine_similarity(predicted.float(), seen.float()).mean()
+
+    def _log_energies(self, images: Tensor) -> Tensor:
+        """Log energies (B, tokens, BANDS) of the grey patches."""
+        patches = nn.functional.unfold(images.mean(1, keepdim=True), self.patch, stride=self.patch).transpose(1, 2)
+        return ((patches @ self.cosines.T).square() @ self.bands.T + ENERGY_FLOOR).log()
 
     def _energies(self, images: Tensor) -> Tensor:
-        """Log energies (B, tokens, BANDS) of the grey patches, normalised over the batch."""
-        patches = nn.functional.unfold(images.mean(1, keepdim=True), self.patch, stride=self.patch).transpose(1, 2)
-        energy = (patches @ self.cosines.T).square() @ self.bands.T
-        logarithm = (energy + ENERGY_FLOOR).log()
-        return (logarithm - logarithm.mean((0, 1))) / logarithm.std((0, 1))
+        """Normalised log energies (B, tokens, BANDS)."""
+        return (self._log_energies(images) - self.energy_mean) / self.energy_std
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Patches (B, tokens, 3 p^2), each normalised to mean 0 and variance 1."""
         patches = nn.functional.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
         centred = patches - patches.mean(-1, keepdim=True)
         return centred / (patches.var(-1, keepdim=True) + 1e-4).sqrt()
+
+
+class Pretrainer:
+    """A masked autoencoder in training.
+
+    The draws of a step follow from seed and step alone, so that any number of workers sees the same images, and a
+    run that goes on from a checkpoint the same as one that was never stopped.
+
+    Args:
+        encoder: takes images of the views' size, normalised with mean and std 0.5; it is trained in place.
+        views: what it learns from; every worker holds the same.
+        recipe: the settings of the run.
+        place: which share of each batch is this worker's.
+        replicate: wraps the model so that backward averages gradients over the group.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        views: Views,
+        recipe: PretrainRecipe,
+        place: Place = ALONE,
+        replicate: Callable[[nn.Module], nn.Module] = lambda module: module,
+    ) -> None:
+        self.recipe, self.views, self.place = recipe, views, place
+        sample = normalised(views.images[np.linspace(0, len(views) - 1, min(SAMPLED, len(views)), dtype=int)])
+        whiten_patches(encoder, sample)
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            self.model = MaskedAutoencoder(encoder, recipe.hidden, sample).train()
+        self.optimizer = torch.optim.AdamW(_parameter_groups(self.model), lr=recipe.lr, betas=BETAS, fused=True)
+        self._replica = replicate(self.model)
+        self.losses: list[tuple[float, ...]] = []
+        """The terms of every step so far, over all workers."""
+        self.seconds = 0.0
+        """That the steps so far took."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.mask_token.device
+
+    @property
+    def finished(self) -> bool:
+        """Whether every step is done."""
+        return len(self.losses) >= self.recipe.steps
+
+    def step(self) -> None:
+        """Take the next step.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        started, recipe, step = time.perf_counter(), self.recipe, len(self.losses)
+        for group in self.optimizer.param_groups:
+            group["lr"] = recipe.lr * learning_rate_share(step, recipe.steps)
+        batch = draw_batch(self.views, self.model.hidden, recipe, step, self.place)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            terms = self._replica(*(tensor.to(self.device) for tensor in batch))
+        self.optimizer.zero_grad()
+        (terms @ torch.tensor(self._weights, device=self.device)).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        self.losses.append(self._averaged(terms.detach()))
+        if not np.isfinite(self.losses[-1]).all():
+            raise UserError(
+                f"the loss is {self.losses[-1]} at step {step}: lower pretrain.lr; checkpoints before it are kept."
+            )
+        self.optimizer.step()
+        self.model.update_target(momentum_at(step, recipe.steps, recipe.momentum))
+        self.seconds += time.perf_counter() - started
+
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return 1.0, *astuple(self.recipe.weights)
+
+    def _averaged(self, terms: Tensor) -> tuple[float, ...]:
+        if self.place.world > 1:
+            dist.all_reduce(terms)
+        return tuple((terms / self.place.world).tolist())
+
+    def mean_losses(self, steps: int = 100) -> dict[str, float]:
+        """Each term, averaged over the latest steps, and their weighted sum as `total`."""
+        means = np.mean(self.losses[-steps:], axis=0)
+        named = dict(zip(TERMS, means.tolist(), strict=True))
+        return {**named, "total": float(means @ self._weights)}
+
+    def save(self, folder: Path) -> None:
+        """Write all that `load` needs to go on as if nothing had happened (safetensors and JSON)."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for parameter, state in self.optimizer.state.items():
+            tensors |= {f"optimizer.{names[id(parameter)]}/{key}": value for key, value in state.items()}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "state.safetensors")
+        progress = {"losses": self.losses, "seconds": self.seconds}
+        (folder / "progress.json").write_text(json.dumps(progress))
+
+    def load(self, folder: Path) -> None:
+        """Go on from a folder that `save` wrote.
+
+        Raises:
+            UserError: it was written with other settings.
+        """
+        tensors = load_file(folder / "state.safetensors", device=str(self.device))
+        weights = {name.removeprefix("model."): tensors[name] for name in tensors if name.startswith("model.")}
+        if differences := state_differences(weights, self.model.state_dict()):
+            raise UserError(f"the checkpoint in {folder} is of another model ({differences}): remove it.")
+        self.model.load_state_dict(weights)
+        parameters = dict(self.model.named_parameters())
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                parameter, key = name.removeprefix("optimizer.").split("/")
+                self.optimizer.state[parameters[parameter]][key] = value
+        progress = json.loads((folder / "progress.json").read_text())
+        self.losses = [tuple(terms) for terms in progress["losses"]]
+        self.seconds = progress["seconds"]
+
+
+def encode(encoder: VisionTransformer, images: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Features (B, 1 + visible, D) of the class token and the patches at `visible` (B, visible); of all where None."""
+    patches = encoder.patch_embed(images) + encoder.pos_embed[:, 1:]
+    if visible is not None:
+        patches = _take(patches, visible)
+    token = (encoder.cls_token + encoder.pos_embed[:, :1]).expand(len(patches), -1, -1)
+    return encoder.norm(encoder.blocks(torch.cat([token, patches], 1)))
 
 
 def cosine_transform(size: int) -> Tensor:
@@ -128,80 +315,16 @@ def frequency_bands(size: int) -> Tensor:
     return members / members.sum(1, keepdim=True)
 
 
-def draw_views(recipe: PretrainRecipe, size: int) -> Iterator[np.ndarray]:
-    """For each person, the crops of `views_of`; drawn in all the processes that the machine has cores."""
-    context = multiprocessing.get_context("spawn")  # OpenCV's threads do not survive a fork
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        people = range(FIRST_PERSON, FIRST_PERSON + recipe.people)
-        yield from pool.map(views_of, people, [recipe] * recipe.people, [size] * recipe.people, chunksize=8)
-
-
-def views_of(person: int, recipe: PretrainRecipe, size: int) -> np.ndarray:
-    """Crops (photographs x VIEWS, size, size, 3) uint8 of one person, each from a camera drawn by chance."""
-    views = []
-    for photograph in range(recipe.photographs):
-        face = draw_face(recipe.seed, person, photograph, DRAWN_SIZE)
-        for view in range(VIEWS):
-            rng = np.random.default_rng((recipe.seed, 2, person, photograph, view))
-            camera = list(CAMERAS.values())[rng.integers(len(CAMERAS))].scaled(float(rng.uniform(*NOISE)))
-            quality = int(rng.integers(camera.quality[0], camera.quality[1] + 1))
-            published = decompress(compress(expose(face.image, camera, rng), quality))
-            profile = CropProfile("given", size, float(rng.uniform(*MARGINS)), None)
-            shift_x, shift_y = rng.normal(0, 0.03, 2)
-            views.append(crop(published, face.box, profile, Jitter(shift_x, shift_y, 1.0, False)))
-    return np.stack(views)
-
-
-def pretrain(
-    encoder: VisionTransformer,
-    images: np.ndarray,
-    recipe: PretrainRecipe,
-    progress: Callable[[int, float], None],
-) -> float:
-    """Pretrain an encoder in place; the same recipe gives the same weights on one machine.
-
-    Args:
-        encoder: takes images of the crops' size, normalised with mean and std 0.5.
-        images: (N, S, S, 3) uint8.
-        recipe: steps, batch size, learning rate and seed.
-        progress: called after each step with the steps done and the smoothed loss.
-
-    Returns:
-        The loss, averaged over about the last hundred steps.
-    """
-    whiten_patches(encoder, images[:WHITENED])
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)
-        model = MaskedAutoencoder(encoder).train()
-    optimizer = torch.optim.AdamW(_parameter_groups(model), lr=recipe.lr, betas=BETAS)
-    smoothed = math.nan
-    for step in range(recipe.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * learning_rate_share(step, recipe.steps)
-        batch, order = _draw_batch(images, encoder.patch_embed.num_patches, recipe, step)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = model(batch, order)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
-        optimizer.step()
-        value = float(loss.detach())
-        smoothed = value if step == 0 else smoothed + (value - smoothed) / min(step + 1, 100)
-        progress(step + 1, smoothed)
-    return smoothed
-
-
 @torch.no_grad()
-def whiten_patches(encoder: VisionTransformer, images: np.ndarray) -> None:
+def whiten_patches(encoder: VisionTransformer, images: Tensor) -> None:
     """Let the patch embedding start as the whitening of patches (principal components of equal variance).
 
     Args:
         encoder: with fewer features than a patch has values, the components that vary most are taken.
-        images: (n, S, S, 3) uint8.
+        images: (n, 3, S, S), normalised as for the encoder.
     """
     projection = encoder.patch_embed.proj
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    patches = nn.functional.unfold(pixels, projection.kernel_size, stride=projection.stride)
+    patches = nn.functional.unfold(images, projection.kernel_size, stride=projection.stride)
     values = patches.transpose(1, 2).flatten(0, 1).double()
     variances, components = torch.linalg.eigh(values.T.cov())  # ascending: the last ones vary most
     variances, components = variances[-projection.out_channels :], components[:, -projection.out_channels :]
@@ -218,21 +341,47 @@ def learning_rate_share(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-def _draw_batch(images: np.ndarray, tokens: int, recipe: PretrainRecipe, step: int) -> tuple[Tensor, Tensor]:
-    """Images of one step (B, 3, S, S), mirrored by chance, and each one's order of patches (B, tokens)."""
+def momentum_at(step: int, steps: int, first: float) -> float:
+    """Share of the slow copy that a step keeps: from `first` along a half cosine to 1 (Grill et al., "BYOL", 2020)."""
+    return 1 - (1 - first) * (1 + math.cos(math.pi * step / max(steps - 1, 1))) / 2
+
+
+def draw_batch(
+    views: Views, hidden: int, recipe: PretrainRecipe, step: int, place: Place = ALONE
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A worker's share of the images of a step, mirrored by chance, and what of them is hidden.
+
+    Returns:
+        images (b, 3, S, S), and order and covered (b, tokens) as `hide_patches` gives them.
+    """
     rng = np.random.default_rng((recipe.seed, 3, step))
-    chosen = images[rng.integers(0, len(images), recipe.batch_size)]
+    chosen = rng.integers(0, len(views), recipe.batch_size)
+    images, regions = views.images[chosen], views.regions[chosen]
     mirrored = rng.random(recipe.batch_size) < 0.5
-    chosen[mirrored] = chosen[mirrored, :, ::-1]
-    order = np.argsort(rng.random((recipe.batch_size, tokens)), axis=1)
-    batch = torch.from_numpy(chosen).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return batch, torch.from_numpy(order)
+    side = math.isqrt(regions.shape[1])
+    images[mirrored] = images[mirrored, :, ::-1]
+    regions[mirrored] = regions[mirrored].reshape(-1, side, side)[:, :, ::-1].reshape(-1, side**2)
+    order, covered = hide_patches(regions, hidden, rng)
+    mine = slice(place.rank, None, place.world)
+    return normalised(images[mine]), torch.from_numpy(order[mine]), torch.from_numpy(covered[mine])
+
+
+def normalised(images: np.ndarray) -> Tensor:
+    """(n, 3, S, S) float32 in -1..1 of (n, S, S, 3) uint8."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _perceptron(inputs: int, outputs: int) -> nn.Sequential:
+    """Two layers, twice as wide as their input in between."""
+    width = 2 * inputs
+    return nn.Sequential(nn.Linear(inputs, width), nn.LayerNorm(width), nn.GELU(), nn.Linear(width, outputs))
 
 
 def _parameter_groups(model: nn.Module) -> Iterable[dict]:
     """Weight decay for matrices alone: not for biases, norms, tokens and positions."""
-    matrices = [value for value in model.parameters() if value.ndim in (2, 4)]
-    others = [value for value in model.parameters() if value.ndim not in (2, 4)]
+    learned = [value for value in model.parameters() if value.requires_grad]
+    matrices = [value for value in learned if value.ndim in (2, 4)]
+    others = [value for value in learned if value.ndim not in (2, 4)]
     return [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
 
 

@@ -332,14 +332,40 @@ class Comparison(Section):
         return self
 
 
+class TermWeights(Section):
+    """Weights of the terms of pretraining's loss; that of the reconstruction is 1."""
+
+    region: float = Field(default=0.007, ge=0, description="reconstruction of the covered region (FSFM)")
+    alignment: float = Field(default=0.1, ge=0, description="of the visible patches with the whole face (FSFM)")
+    energy: float = Field(default=0.5, ge=0, description="energies of the patches in bands of frequencies (ours)")
+
+
 class Pretrain(Section):
     """How the shipped starter backbone is made (python -m pipelines.pretrain)."""
 
-    people: int = Field(ge=1)
-    photographs: int = Field(ge=1)
+    workers: int = Field(default=1, ge=1)
+    people: int = Field(ge=1, description="drawn")
+    photographs: int = Field(ge=1, description="of each of them")
+    folder: Path | None = Field(default=None, description="photographs of real faces, to be seen besides")
+    detector_weights: Path | None = Field(default=None, description="the YuNet file that finds their faces")
+    origin: str | None = Field(default=None, description="of the folder's photographs, and their terms: for the card")
+    views: int = Field(default=16, ge=1, description="crops of each photograph of the folder")
     steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="images of a step, over all workers")
     lr: float = Field(gt=0)
+    hidden: Share = Field(default=0.75, description="share of the patches that the encoder does not see")
+    momentum: Share = Field(default=0.996, description="of the slow copy, at the start; it rises to 1")
+    weights: TermWeights = TermWeights()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Pretrain:
+        if self.folder is not None and (self.detector_weights is None or self.origin is None):
+            raise ValueError(
+                "folder needs detector_weights, YuNet's .onnx file, and origin: whose photographs these are"
+            )
+        if self.batch_size % self.workers:
+            raise ValueError(f"batch_size ({self.batch_size}) must be a multiple of workers ({self.workers})")
+        return self
 
 
 class Mlflow(Section):

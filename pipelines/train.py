@@ -5,28 +5,21 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import ray.train
 import torch
-from ray.exceptions import RayActorError
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
-from ray.train.torch import TorchTrainer, prepare_model
-from ray.util.queue import Queue
+from ray.train import Checkpoint
 from rich.console import Console
-from rich.progress import Progress, TaskID
 
 from masm.cluster import connected, discard, work_name
 from masm.data.frames import Frames, load_frames
 from masm.data.profile import crop_profile
 from masm.data.versions import fetch_missing, in_checkout
 from masm.detector import Detector
-from masm.errors import UserError
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best
 from masm.metrics import choose_threshold, fit_calibration
 from masm.objective import ALONE, Place
@@ -34,6 +27,7 @@ from masm.probe import fit_probe
 from masm.settings import Settings
 from masm.training import Trainer, predict
 from pipelines import run_stage
+from pipelines.workers import Group, Reporter, replicate, run_workers
 
 
 def main(settings: Settings) -> None:
@@ -44,7 +38,8 @@ def main(settings: Settings) -> None:
     name = work_name("train", settings, *sections, asdict(found))
     trainer = make_trainer(settings, found)
     with connected(settings.ray, cpus=settings.train.workers):
-        result = _fit(settings, found, name, trainer.steps)
+        group = Group(name, settings.ray.storage, settings.train.workers, settings.train.max_failures)
+        result = run_workers(worker, {"settings": settings, "found": found}, group, "train", trainer.steps)
         with result.checkpoint.as_directory() as folder:
             trainer.load(Path(folder))
     trainer.load_best()
@@ -76,7 +71,7 @@ def worker(config: dict[str, Any]) -> None:
     fetch_data(config["settings"])
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size())
-    trainer = make_trainer(config["settings"], config["found"], place, replicate=_replicate)
+    trainer = make_trainer(config["settings"], config["found"], place, replicate=replicate)
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             trainer.load(Path(folder))
@@ -86,72 +81,6 @@ def worker(config: dict[str, Any]) -> None:
             if place.rank == 0:
                 trainer.save(Path(folder))
             ray.train.report(line, checkpoint=Checkpoint.from_directory(folder) if place.rank == 0 else None)
-
-
-def _replicate(model: torch.nn.Module) -> torch.nn.Module:
-    # The buffers are the frozen weights: they are alike everywhere, and sending them in every step is waste.
-    return prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
-
-
-@dataclass(frozen=True)
-class Reporter:
-    """Tells the stage, wherever it runs, how many steps are done."""
-
-    queue: Queue
-    epoch: int
-
-    def __call__(self, step: int, steps: int) -> None:
-        """Send the number of steps done since the start."""
-        self.queue.put(self.epoch * steps + step)
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Queue]:
-    """A progress bar that follows a queue of step numbers."""
-    queue = Queue(actor_options={"num_cpus": 0})
-
-    def follow(bar: Progress, task: TaskID) -> None:
-        with suppress(RayActorError):
-            while (step := queue.get()) is not None:
-                bar.update(task, completed=step)
-
-    with Progress(console=Console(stderr=True)) as bar:
-        follower = Thread(target=follow, args=(bar, bar.add_task("train", total=steps)), daemon=True)
-        follower.start()
-        try:
-            yield queue
-        finally:
-            with suppress(RayActorError):  # where Ray itself is gone, that is the error to show
-                queue.put(None)
-                follower.join()
-
-
-def _fit(settings: Settings, found: Hyperparameters, name: str, steps: int) -> ray.train.Result:
-    """Run the workers; Ray replaces one that is lost, and goes on from the last checkpoint.
-
-    Raises:
-        UserError: the mistake that a worker found, or the first line of what stopped the training.
-    """
-    gpus = ray.cluster_resources().get("GPU", 0)
-    with _progress(steps) as queue:
-        trainer = TorchTrainer(
-            worker,
-            train_loop_config={"settings": settings, "found": found, "queue": queue},
-            scaling_config=ScalingConfig(num_workers=settings.train.workers, use_gpu=gpus >= settings.train.workers),
-            run_config=RunConfig(
-                name=name,
-                storage_path=settings.ray.storage,
-                failure_config=FailureConfig(max_failures=settings.train.max_failures),
-                checkpoint_config=CheckpointConfig(num_to_keep=2),
-            ),
-        )
-        try:
-            return trainer.fit()
-        except WorkerGroupError as error:
-            for failure in error.worker_failures.values():
-                if isinstance(failure, UserError):
-                    raise failure from None
-            raise
 
 
 def _write(settings: Settings, found: Hyperparameters, trainer: Trainer) -> None:

@@ -78,6 +78,8 @@ def test_the_shipped_file_loads() -> None:
             {"type": "uniform", "lower": 0.1, "upper": 0.4},
             "margin stands in losses and in search.space: take it out of one of them",
         ),
+        ("pretrain.folder", "faces", "pretrain: folder needs detector_weights"),
+        ("pretrain.batch_size", 127, "pretrain: batch_size (127) must be a multiple of workers (2)"),
         ("root", "/", "root: not a setting"),
     ],
 )

@@ -1,0 +1,98 @@
+"""The command that makes the starter, with tiny settings, by Ray."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from masm.backbones import build_backbone
+from masm.cluster import discard
+from masm.errors import UserError
+from masm.settings import Settings, load_settings
+from pipelines import pretrain
+from tests.conftest import ROOT
+from tests.pipeline.workspace import edit
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+def make_settings(folder: Path, shared: Path, **changes: object) -> Settings:
+    """Two drawn people and two portraits, beside them a file that is none."""
+    faces = folder / "faces"
+    faces.mkdir(exist_ok=True)
+    for portrait in sorted((shared / "faces" / "portraits").glob("*.jpg"))[:2]:
+        (faces / portrait.name).write_bytes(portrait.read_bytes())
+    (faces / "empty.jpg").write_bytes(b"")
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    small = {
+        "people": 2, "photographs": 1, "folder": "faces", "origin": "portraits (public domain)", "views": 3,
+        "detector_weights": str(shared / "models" / "face_detection_yunet_2023mar.onnx"),
+        "workers": 2, "steps": 4, "batch_size": 4, **changes,
+    }  # fmt: skip
+    edit(folder / "params.yaml", {f"pretrain.{key}": value for key, value in small.items()})
+    edit(folder / "params.yaml", {"ray.storage": str(folder / "ray")})
+    return load_settings(folder / "params.yaml")
+
+
+def test_a_run_that_failed_goes_on_and_leaves_weights_and_card(
+    shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = make_settings(tmp_path, shared)
+    views = tmp_path / "data" / "work" / "pretrain"
+
+    class Killed(Exception):
+        """Stands for a command that is killed once its workers are done."""
+
+    def killed(*arguments: object) -> None:
+        raise Killed
+
+    def no_more(*arguments: object) -> None:
+        raise AssertionError("the views are there already")
+
+    def checkpoints() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (tmp_path / "ray").rglob("state.safetensors")}
+
+    kept: dict[Path, int] = {}
+
+    def discarded(*arguments: str) -> None:
+        kept.update(checkpoints())
+        discard(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain, "_card", killed)
+        with pytest.raises(Killed):
+            pretrain.main(settings, tmp_path / "starter")
+    assert "empty.jpg gives no face: empty file" in capsys.readouterr().err
+    assert len(list(views.iterdir())) == 1
+    left = checkpoints()
+    assert left
+    monkeypatch.setattr(pretrain, "make_views", no_more)
+    monkeypatch.setattr(pretrain, "discard", discarded)
+    pretrain.main(settings, tmp_path / "starter")
+    assert kept == left
+    assert not views.exists()
+    assert not list((tmp_path / "ray").glob("pretrain-*"))
+    card = json.loads((tmp_path / "starter" / "card.json").read_text())
+    made = card["pretraining"]
+    assert [item["crops"] for item in made["saw"]] == [8, 6]
+    assert [item["photographs"] for item in made["saw"]] == [2, 2]
+    assert made["saw"][1]["unusable"] == {"empty.jpg": "empty file"}
+    assert len(made["saw"][1]["sha256"]) == 64
+    assert made["loss"]["total"] > 0
+    assert str(tmp_path) not in json.dumps(card)
+    encoder = build_backbone(card["name"], card["arguments"])
+    encoder.load_state_dict(load_file(tmp_path / "starter" / "model.safetensors"))
+    assert torch.isfinite(encoder(torch.zeros(1, 3, 64, 64))).all()
+    readme = (tmp_path / "starter" / "README.md").read_text()
+    assert "6 crops of 2 photographs: portraits (public domain)" in readme
+    assert made["saw"][1]["sha256"] in readme
+
+
+def test_a_mistake_of_a_worker_is_told_in_a_sentence(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lower pretrain\.lr"):
+        pretrain.main(make_settings(tmp_path, shared, lr=1e30, workers=1, steps=20), tmp_path / "starter")
+    assert not (tmp_path / "starter").exists()
