@@ -203,20 +203,6 @@ def test_parts_that_did_not_run_are_said_to_be_absent(inputs: ReportInputs, tmp_
         assert sentence in html
 
 
-def test_the_map_says_its_groups_to_who_cannot_see_it(inputs: ReportInputs, html: str) -> None:
-    spoken = re.findall(r'<svg role="img" aria-label="(.*?)"', html)
-    assert [text.split(":")[0] for text in spoken] == [f"Map of the embeddings by {by}" for by in GROUPINGS]
-    points = inputs.separability.points
-    for label, name in ((0, "real"), (1, "fake")):
-        assert f"{name} ({(points['label'] == label).sum()} frames)" in spoken[0]
-        assert html.count(f">{name} ({(points['label'] == label).sum()})<") >= 1
-
-
-def test_no_two_groups_of_a_map_look_alike() -> None:
-    names = ["real", "fake", *(f"method {index}" for index in range(30))]
-    assert len(set(_group_styles(names))) == len(names)
-
-
 def test_free_share_weighs_each_decision_by_the_steps_it_held() -> None:
     history = [
         {"step": 0, "free": {"a": [True, True]}},
@@ -240,6 +226,20 @@ def test_the_course_of_the_mask_shows_every_subspace_at_every_step() -> None:
     expected = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]], bool)
     assert ((sampled > 127) == expected).all() or ((sampled[::-1] > 127) == expected).all()  # SVG may turn it over
     assert svg.count("block 0 a") == svg.count("block 1 a") == 1
+
+
+def test_the_map_says_its_groups_to_who_cannot_see_it(inputs: ReportInputs, html: str) -> None:
+    spoken = re.findall(r'<svg role="img" aria-label="(.*?)"', html)
+    assert [text.split(":")[0] for text in spoken] == [f"Map of the embeddings by {by}" for by in GROUPINGS]
+    points = inputs.separability.points
+    for label, name in ((0, "real"), (1, "fake")):
+        assert f"{name} ({(points['label'] == label).sum()} frames)" in spoken[0]
+        assert html.count(f">{name} ({(points['label'] == label).sum()})<") >= 1
+
+
+def test_no_two_groups_of_a_map_look_alike() -> None:
+    names = ["real", "fake", *(f"method {index}" for index in range(30))]
+    assert len(set(_group_styles(names))) == len(names)
 
 
 def test_settings_are_shown_flat() -> None:
