@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from masm.console import exit_codes
 from masm.errors import UserError
-from masm.settings import Role, load_settings
+from masm.settings import Role, Settings, load_settings
 
 if TYPE_CHECKING:
     from masm.backbones.inspection import Inspection
@@ -74,6 +75,48 @@ def demo(
 def _activate() -> None:
     """The stages say `python`: let that be this one, whether or not its environment is activated."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@app.command()
+def embed(
+    out: Annotated[Path, typer.Option(help="The Parquet file to write; one of embeddings is replaced.")],
+    datasets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Datasets of params.yaml; without, those of role test.", metavar="DATASET"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A detector's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
+    ] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Write the embeddings of every frame of some datasets by a detector, models/detector where none is named."""
+    import torch
+    from rich.progress import Progress
+
+    from masm.detector import Detector
+    from masm.embeddings import check_embeddings_file, every_frame, origin_of, write_embeddings
+
+    settings = load_settings(params)
+    if out.exists():
+        check_embeddings_file(out)
+    named = datasets or settings.with_role("test")
+    frames = every_frame(settings, named)
+    with _detector_folder(settings, model) as folder:
+        detector = Detector.load(folder, merged=True).to("cuda" if torch.cuda.is_available() else "cpu")
+        origin = origin_of(settings, named, model or "models/detector", folder)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("embed", total=sum(map(len, frames.values())))
+        write_embeddings(out, detector, settings, frames, origin, lambda done: bar.advance(task, done))
+    Console().print(f"{out}: embeddings of {sum(map(len, frames.values()))} frames", markup=False, highlight=False)
+
+
+def _detector_folder(settings: Settings, model: str | None) -> AbstractContextManager[Path]:
+    """Where a detector lies: the workspace's own, a folder, or a copy of a registered one."""
+    if model is None or not model.startswith("models:"):
+        return nullcontext(settings.root / "models" / "detector" if model is None else Path(model))
+    from masm import registry
+
+    return registry.stored_detector(registry.find_version(registry.connect(settings.mlflow), model))
 
 
 @data_app.command("import")

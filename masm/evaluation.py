@@ -140,11 +140,15 @@ def _area(rows: pd.DataFrame) -> float:
 
 
 def as_sample(rows: pd.DataFrame) -> Sample:
-    """The rows as one AUC's input; a cluster is the person, or the video where the person is unknown."""
+    """The rows as one AUC's input."""
+    return Sample(rows["label"].to_numpy(), rows["score"].to_numpy(dtype=np.float64), clusters(rows))
+
+
+def clusters(rows: pd.DataFrame) -> np.ndarray:
+    """What each row (n,) depends on: the person, or the video where the person is unknown."""
     person = rows["identity"].fillna("").astype(str)
     video = rows["dataset"].astype(str) + "/" + rows["method"].astype(str) + "/" + rows["video_id"].astype(str)
-    clusters = ("person " + person).where(person != "", "video " + video)
-    return Sample(rows["label"].to_numpy(), rows["score"].to_numpy(dtype=np.float64), clusters.to_numpy(dtype=object))
+    return ("person " + person).where(person != "", "video " + video).to_numpy(dtype=object)
 
 
 def _estimate(samples: Sequence[Sample], draws: int, seed: int) -> Estimate:

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
+from xml.sax.saxutils import quoteattr
 
 import matplotlib as mpl
 import numpy as np
@@ -18,9 +19,13 @@ from masm.scorecard import Estimate
 
 # Okabe and Ito's palette, told apart with any kind of colour vision (https://jfly.uni-koeln.de/color).
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#7A7F87"
+SKY, PURPLE = "#56B4E9", "#CC79A7"
 MODEL_COLOURS = (BLUE, ORANGE, GREEN, VERMILION)
 MODEL_MARKERS = ("o", "s", "D", "^")
 INK, LINES = "#2B2F36", "#E3E6EB"
+GROUP_COLOURS = (BLUE, ORANGE, PURPLE, SKY, INK)
+GROUP_MARKERS = ("s", "D", "v", "P", "X", "*", "<")
+CLASSES = {"real": (GREEN, "o"), "fake": (VERMILION, "^")}
 COURSE_COLUMNS = 400  # steps that the course of the mask shows at most
 
 STYLE: Any = {
@@ -56,13 +61,18 @@ class MaskState(TypedDict):
     free: dict[str, list[bool]]
 
 
-def to_svg(figure: Figure) -> str:
-    """The figure as an element to put into HTML: no header, no date, only the identifiers it refers to."""
+def to_svg(figure: Figure, description: str = "") -> str:
+    """The figure as an element to put into HTML: no header, no date, only the identifiers it refers to.
+
+    `description` is read aloud in place of a picture whose points say nothing one by one.
+    """
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     referred = set(re.findall(r"#([\w-]+)", svg))
+    if description:
+        svg = f'<svg role="img" aria-label={quoteattr(description)}{svg.removeprefix("<svg")}'
     return re.sub(r' id="([^"]*)"', lambda match: match.group() if match.group(1) in referred else "", svg)
 
 
@@ -227,7 +237,7 @@ def share_map(shares: pd.DataFrame) -> str:
     figure, axes = _figure(2.4 + 0.75 * table.shape[1], 0.9 + 0.3 * len(table))
     axes.pcolormesh(table.to_numpy(), cmap="PuOr_r", vmin=-limit, vmax=limit, edgecolors="white", linewidth=1)
     for (row, column), share in np.ndenumerate(table.to_numpy()):
-        ink = "white" if abs(share) > 0.75 * limit else INK
+        ink = "white" if abs(share) > 0.6 * limit else INK
         axes.text(column + 0.5, row + 0.5, f"{share:+.2f}", ha="center", va="center", fontsize=8, color=ink)
     axes.set_yticks(np.arange(len(table)) + 0.5, [f"{dataset}: {method}" for dataset, method in table.index])
     axes.set_xticks(np.arange(table.shape[1]) + 0.5, [f"subspace {index}" for index in table.columns])
@@ -236,6 +246,36 @@ def share_map(shares: pd.DataFrame) -> str:
     axes.invert_yaxis()
     axes.grid(visible=False)
     return to_svg(figure)
+
+
+@mpl.rc_context(STYLE)
+def embedding_map(title: str, points: np.ndarray, groups: Sequence[str]) -> str:
+    """Points (n, 2) of a map, coloured and shaped by their group (n,); the legend counts them.
+
+    The points are one picture in the SVG, the size of which does not grow with their number.
+    """
+    counts = pd.Series(groups).value_counts(sort=False)
+    columns = max(1, min(3, 52 // (max(len(name) for name in counts.index) + 9)))
+    figure, axes = _figure(3.45, 3.35 + 0.19 * -(-len(counts) // columns))
+    figure.set_dpi(200)
+    for (name, count), (colour, marker) in zip(counts.items(), _group_styles(list(counts.index)), strict=True):
+        x, y = points[[group == name for group in groups]].T
+        style: Any = {"marker": marker, "color": colour, "linestyle": "", "markeredgewidth": 0}
+        axes.plot(x, y, markersize=3, alpha=0.6, rasterized=True, **style)
+        axes.plot([], [], markersize=6, label=f"{name} ({count})", **style)
+    axes.set(title=title, xticks=[], yticks=[])
+    axes.spines[:].set_visible(True)
+    axes.spines[:].set_color(LINES)
+    figure.legend(loc="outside lower center", ncols=columns, handletextpad=0.2, columnspacing=1.0)
+    named = ", ".join(f"{name} ({count} frames)" for name, count in counts.items())
+    return to_svg(figure, f"Map of the embeddings {title}: {named}.")
+
+
+def _group_styles(names: Sequence[str]) -> list[tuple[str, str]]:
+    """A colour and a marker for each group; no two of the first 35 share both."""
+    others = [name for name in names if name not in CLASSES]
+    own = {name: (GROUP_COLOURS[i % 5], GROUP_MARKERS[i % 7]) for i, name in enumerate(others)}
+    return [(CLASSES | own)[name] for name in names]
 
 
 def _place(layer: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -222,6 +223,22 @@ def champion(client: MlflowClient, name: str) -> ModelVersion | None:
     """The version that has alias `champion`; None where no version has it, or there is none at all."""
     number = _aliases(client, name).get(CHAMPION)
     return None if number is None else client.get_model_version(name, number)
+
+
+def find_version(client: MlflowClient, uri: str) -> ModelVersion:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/VERSION` names.
+
+    Raises:
+        UserError: it is written otherwise, or there is no such version.
+    """
+    named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if named is None:
+        raise UserError(f"{uri} names no registered model: write models:/NAME@ALIAS or models:/NAME/VERSION.")
+    name, alias, number = named.groups()
+    try:
+        return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        raise UserError(f"there is no {uri} ({error.message}): `masm registry list` shows what there is.") from None
 
 
 def champion_scores(version: ModelVersion) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from masm import plots
 from masm.evaluation import roc_points, video_scores
 from masm.plots import MaskState
 from masm.scorecard import DatasetRow, Estimate, Scorecard, number
+from masm.separability import GROUPINGS, NEIGHBOURS, Separability
 
 TEMPLATE = Path(__file__).with_name("report.html")
 
@@ -65,6 +66,7 @@ class ReportInputs:
         masks: the layer mask's states in order of their steps, the first at step 0; none without a mask.
         steps: number of training steps.
         shares: columns dataset, method, subspace, share and frames; empty without subspaces.
+        separability: of the adapted model's embeddings; without rows where none were asked for.
         trials: columns trial, score (NaN where it failed) and one per searched setting; empty without search.
         datasets: every dataset that the model or its choice has seen, or that judges it.
         candidates: how many models these test datasets have judged so far, this one included.
@@ -82,6 +84,7 @@ class ReportInputs:
     masks: Sequence[MaskState]
     steps: int
     shares: pd.DataFrame
+    separability: Separability
     trials: pd.DataFrame
     datasets: Sequence[DatasetCard]
     candidates: int
@@ -103,6 +106,7 @@ def write_report(path: Path, inputs: ReportInputs) -> None:
         plots=_plots(inputs),
         settings=flatten(inputs.settings),
         method=METHODS[inputs.method],
+        neighbours=NEIGHBOURS,
     )
     partial = path.with_name(path.name + ".partial")
     partial.write_text(html, encoding="utf-8")
@@ -142,6 +146,7 @@ def _plots(inputs: ReportInputs) -> dict[str, list[Markup]]:
         "history": _history_plots(inputs.history),
         "masks": _mask_plots(inputs),
         "shares": [] if inputs.shares.empty else [plots.share_map(inputs.shares)],
+        "embeddings": _embedding_maps(inputs.separability.points),
         "trials": _trial_plots(inputs.trials),
     }
     # matplotlib escapes the text that it writes, so the template need not do it again.
@@ -201,6 +206,15 @@ def _mask_plots(inputs: ReportInputs) -> list[str]:
         return []
     shares = plots.free_shares(inputs.masks, inputs.steps)
     return [plots.mask_map(shares), plots.mask_course(inputs.masks, inputs.steps)]
+
+
+def _embedding_maps(points: pd.DataFrame) -> list[str]:
+    """The same map three times, once for each of GROUPINGS."""
+    if points.empty:
+        return []
+    named = points.assign(label=points["label"].map({0: "real", 1: "fake"}))
+    xy = points[["x", "y"]].to_numpy()
+    return [plots.embedding_map(f"by {grouping}", xy, named[grouping].tolist()) for grouping in GROUPINGS]
 
 
 def _trial_plots(trials: pd.DataFrame) -> list[str]:

@@ -294,6 +294,7 @@ class Evaluate(Section):
     batch_size: int = Field(ge=1)
     draws: int = Field(ge=100, description="bootstrap draws")
     share_frames: int = Field(ge=0, description="frames of a dataset's method whose subspace shares are measured")
+    embedding_frames: int = Field(ge=0, description="frames of a dataset's method whose embeddings are looked at")
 
 
 class Candidate(Section):

@@ -16,10 +16,12 @@ from masm.data.findings import confounded_datasets
 from masm.data.table import read_table
 from masm.data.versions import digests
 from masm.detector import Detector
+from masm.embeddings import origin_of, read_embeddings, spread_frames, write_embeddings
 from masm.evaluation import evaluate, paired_bootstrap, roc_points
 from masm.report import DatasetCard, ReportInputs, write_report
 from masm.scorecard import Estimate, Scorecard
 from masm.scoring import score, subspace_shares
+from masm.separability import Separability, separability
 from masm.settings import Settings
 from pipelines import run_stage
 
@@ -28,7 +30,7 @@ MODELS = {"adapted": "detector", "probe": "probe"}
 
 
 def main(settings: Settings) -> None:
-    """Write reports/scores.parquet, metrics.json, roc.csv and report.html."""
+    """Write reports/scores.parquet, embeddings.parquet, metrics.json, roc.csv, embedding_map.csv and report.html."""
     reports = settings.root / "reports"
     reports.mkdir(exist_ok=True)
     detectors = {name: Detector.load(settings.root / "models" / folder, True) for name, folder in MODELS.items()}
@@ -37,12 +39,18 @@ def main(settings: Settings) -> None:
     cards = {name: evaluate(table, detectors[name].card["threshold"], draws, seed) for name, table in scores.items()}
     gains = _gains(settings, scores)
     shares = _shares(settings)
+    separated = _separability(settings, detectors["adapted"])
     labelled = [table.assign(model=name) for name, table in scores.items()]
     pd.concat(labelled, ignore_index=True).to_parquet(reports / "scores.parquet", index=False)
-    metrics = {**_metrics(cards, gains["macro"]), **_share_metrics(shares)}
+    metrics = {
+        **_metrics(cards, gains["macro"]),
+        **_share_metrics(shares),
+        **{f"embeddings.{name}": value for name, value in separated.metrics().items()},
+    }
     (reports / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     roc_points(scores).to_csv(reports / "roc.csv", index=False)
-    write_report(reports / "report.html", _report_inputs(settings, scores, cards, gains, shares))
+    separated.points.to_csv(reports / "embedding_map.csv", index=False)
+    write_report(reports / "report.html", _report_inputs(settings, scores, cards, gains, shares, separated))
     figures = {name: f"{card.video_auc.value:.3f}" for name, card in cards.items()}
     Console(stderr=True).print(f"evaluate: mean video AUC {figures}; reports/report.html shows all", highlight=False)
 
@@ -71,6 +79,17 @@ def _shares(settings: Settings) -> pd.DataFrame:
 def _share_metrics(shares: pd.DataFrame) -> dict[str, float]:
     rows = shares.to_dict("records")
     return {f"adapted.{row['dataset']}.{row['method']}.share_{row['subspace']}": row["share"] for row in rows}
+
+
+def _separability(settings: Settings, detector: Detector) -> Separability:
+    """What the adapted model's embeddings of some test frames show; they are kept in reports/embeddings.parquet."""
+    path, folder, tests = settings.root / "reports/embeddings.parquet", MODELS["adapted"], settings.with_role("test")
+    chosen = spread_frames(settings, tests, settings.evaluate.embedding_frames)
+    origin = origin_of(settings, tests, f"models/{folder}", settings.root / "models" / folder)
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("embed", total=sum(map(len, chosen.values())))
+        write_embeddings(path, detector, settings, chosen, origin, partial(bar.advance, task))
+    return separability(*read_embeddings(path), settings.seed)
 
 
 def _gains(settings: Settings, scores: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
@@ -102,6 +121,7 @@ def _report_inputs(
     cards: Mapping[str, Scorecard],
     gains: Mapping[str, Estimate],
     shares: pd.DataFrame,
+    separated: Separability,
 ) -> ReportInputs:
     """What the report shows, gathered from this stage and the former ones."""
     training = json.loads((settings.root / "models" / "train.json").read_text())
@@ -120,6 +140,7 @@ def _report_inputs(
         masks=training["mask_history"] if method == "masm" and settings.mask.kind != "none" else [],
         steps=training["steps"],
         shares=shares,
+        separability=separated,
         trials=pd.read_csv(settings.root / "search" / "trials.csv").drop(columns=["val_auc", "time_total_s"]),
         datasets=_dataset_cards(settings),
         candidates=len(registry.list_versions(client, settings.mlflow.model)) + 1,

@@ -13,10 +13,12 @@ import pandas as pd
 import pytest
 
 from masm.evaluation import evaluate, paired_bootstrap
-from masm.plots import MaskState, free_shares, mask_course
+from masm.plots import MaskState, _group_styles, free_shares, mask_course
 from masm.report import DatasetCard, ReportInputs, flatten, signed, write_report
 from masm.scorecard import number
+from masm.separability import GROUPINGS, separability
 from tests.test_evaluation import make_scores
+from tests.test_separability import make_embeddings
 
 
 def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> ReportInputs:
@@ -37,6 +39,7 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
             "subspaces": 4,
         }
     )
+    frames = scores["adapted"].query("frame_index == 0").assign(sample_id="s")
     return ReportInputs(
         model="masm on the starter backbone",
         method="masm",
@@ -63,6 +66,7 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
             ],
             columns=["dataset", "method", "subspace", "share", "frames"],
         ),
+        separability=separability(frames, make_embeddings(frames), seed=0),
         trials=trials,
         datasets=[
             DatasetCard("swap", "train", 80, 640, 2560, "d41d8cd98f00b204e9800998ecf8427e"),
@@ -117,6 +121,11 @@ def test_report_holds_every_figure(inputs: ReportInputs, html: str) -> None:
     for difference in inputs.differences.values():
         assert signed(difference.value) in html
         assert difference.interval() in html
+    for grouping in inputs.separability.groupings:
+        assert number(grouping.knn_balanced_accuracy) in html
+        assert number(grouping.silhouette) in html
+    for row in inputs.separability.datasets:
+        assert number(row.knn_auc) in html
     for text in (
         inputs.model,
         inputs.verdict,
@@ -144,7 +153,7 @@ def test_report_needs_nothing_from_outside(html: str) -> None:
 
 def test_plots_are_well_formed_and_refer_to_identifiers_that_are_there(html: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(plots) == 2 + 3 + 3 + 1 + 2 + 2 + 2
+    assert len(plots) == 2 + 3 + 3 + 1 + 3 + 2 + 2 + 2
     for svg in plots:
         ElementTree.fromstring(svg)
         referred = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
@@ -184,9 +193,13 @@ def test_a_dataset_of_one_class_is_said_to_be_undefined(inputs: ReportInputs, tm
 def test_parts_that_did_not_run_are_said_to_be_absent(inputs: ReportInputs, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     empty = pd.DataFrame()
-    write_report(path, replace(inputs, history=empty, masks=[], trials=empty, differences={}, shares=empty))
+    none = replace(inputs.separability, groupings=(), datasets=(), points=empty)
+    write_report(
+        path,
+        replace(inputs, history=empty, masks=[], trials=empty, differences={}, shares=empty, separability=none),
+    )
     html = path.read_text()
-    for sentence in ("No history", "no layer mask", "no search", "no artifact subspaces"):
+    for sentence in ("No embeddings", "No history", "no layer mask", "no search", "no artifact subspaces"):
         assert sentence in html
 
 
@@ -221,6 +234,20 @@ def test_the_course_of_the_mask_shows_every_subspace_at_every_step() -> None:
     expected = np.array([[1, 1, 1, 0], [1, 1, 1, 1], [0, 0, 0, 1]], bool)
     assert ((sampled > 127) == expected).all() or ((sampled[::-1] > 127) == expected).all()  # SVG may turn it over
     assert svg.count("block 0 a") == svg.count("block 1 a") == 1
+
+
+def test_the_map_says_its_groups_to_who_cannot_see_it(inputs: ReportInputs, html: str) -> None:
+    spoken = re.findall(r'<svg role="img" aria-label="(.*?)"', html)
+    assert [text.split(":")[0] for text in spoken] == [f"Map of the embeddings by {by}" for by in GROUPINGS]
+    points = inputs.separability.points
+    for label, name in ((0, "real"), (1, "fake")):
+        assert f"{name} ({(points['label'] == label).sum()} frames)" in spoken[0]
+        assert html.count(f">{name} ({(points['label'] == label).sum()})<") >= 1
+
+
+def test_no_two_groups_of_a_map_look_alike() -> None:
+    names = ["real", "fake", *(f"method {index}" for index in range(30))]
+    assert len(set(_group_styles(names))) == len(names)
 
 
 def test_settings_are_shown_flat() -> None:

@@ -13,11 +13,13 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
 from masm.detector import Detector
+from masm.embeddings import read_embeddings
 from masm.settings import load_settings
 from tests.pipeline.workspace import edit, make_workspace, run
 
@@ -84,6 +86,22 @@ def test_the_metrics_are_those_of_the_scores(workspace: Path) -> None:
         videos = rows.groupby(["method", "video_id"])[["label", "score"]].mean()
         expected = roc_auc_score(videos["label"], videos["score"])
         assert metrics[f"{model}.{dataset}.video_auc"] == pytest.approx(expected)
+
+
+def test_the_embeddings_are_those_that_masm_embed_writes(workspace: Path, environment: dict[str, str]) -> None:
+    metrics = json.loads((workspace / "reports" / "metrics.json").read_text())
+    for grouping in ("label", "method", "dataset"):
+        assert -1 <= metrics[f"embeddings.by_{grouping}.silhouette"] <= 1
+        assert 0 <= metrics[f"embeddings.by_{grouping}.knn_balanced_accuracy"] <= 1
+    frames, embeddings = read_embeddings(workspace / "reports" / "embeddings.parquet")
+    points = pd.read_csv(workspace / "reports" / "embedding_map.csv")
+    assert points["sample_id"].tolist() == frames["sample_id"].tolist()
+    command = [str(BIN / "masm"), "embed", "--model", "models:/masm-detector@champion", "--out", "../all.parquet"]
+    done = run(*command, folder=workspace, environment=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    every, written = read_embeddings(workspace.parent / "all.parquet")
+    rows = pd.Index(every["sample_id"]).get_indexer(frames["sample_id"])
+    np.testing.assert_allclose(written[rows], embeddings, atol=1e-5)
 
 
 def test_the_search_chose_its_best_trial(workspace: Path) -> None:

@@ -96,6 +96,7 @@ def _row(dataset: str, number: int, video: int) -> dict[str, object]:
         "frame_index": 0,
         "identity": f"p{video}",
         "image": random_crop(number, video),
+        "profile": PROFILE.hash,
         "schema_version": SCHEMA_VERSION,
     }
 
