@@ -36,7 +36,7 @@ from masm.backbones import state_differences
 from masm.data.regions import hide_patches
 from masm.data.views import Views
 from masm.errors import UserError
-from masm.training import ALONE, Place
+from masm.objective import ALONE, Place
 
 SAMPLED = 1000  # images whose patches the embedding whitens at its start, and whose energies set the scale of all
 TOKEN_STD = 0.1  # of each feature of a whitened patch; position embeddings start at 0.02

@@ -27,9 +27,9 @@ from masm.cluster import PACKAGE, connected, discard
 from masm.data.importers.folder import FilePhotograph
 from masm.data.versions import code_digest
 from masm.data.views import DRAWN_VIEWS, Viewing, Views, digest_of, drawn_people, make_views, photographs_in
+from masm.objective import ALONE, Place
 from masm.pretraining import Pretrainer, PretrainRecipe, TermWeights
 from masm.settings import Pretrain, Settings, fingerprint
-from masm.training import ALONE, Place
 from pipelines import run_stage
 from pipelines.workers import Group, Reporter, replicate, run_workers
 

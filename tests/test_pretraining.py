@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from masm.backbones import build_backbone
 from masm.data.views import Viewing, Views, drawn_people, make_views
 from masm.errors import UserError
+from masm.objective import ALONE, Place
 from masm.pretraining import (
     BANDS,
     ENERGY_FLOOR,
@@ -36,7 +37,6 @@ from masm.pretraining import (
     normalised,
     whiten_patches,
 )
-from masm.training import ALONE, Place
 
 WEIGHTS = TermWeights(region=0.007, alignment=0.1, energy=0.5)
 RECIPE = PretrainRecipe(seed=3, steps=30, batch_size=16, lr=1e-3, hidden=0.75, momentum=0.9, weights=WEIGHTS)
