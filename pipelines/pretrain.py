@@ -209,9 +209,7 @@ def _saw(chosen: Pretrain, views: Views, photographs: Sequence[FilePhotograph], 
 
 def _card(settings: Settings, trainer: Pretrainer, saw: list[dict[str, Any]]) -> dict[str, Any]:
     half = [0.5, 0.5, 0.5]
-    chosen = settings.pretrain.model_dump(include={
-        "workers", "steps", "batch_size", "lr", "hidden", "momentum", "weights",
-    })  # fmt: skip
+    chosen = settings.pretrain.model_dump(exclude={"folder", "detector_weights", "origin"})
     return {
         "name": NAME, "arguments": ARGUMENTS, "mean": half, "std": half, "license": "Apache-2.0",
         "pretraining": {
