@@ -147,7 +147,7 @@ def _write(settings: Settings, results: tune.ResultGrid) -> None:
         )
         + "\n"
     )
-    Console(stderr=True).print(f"search: best of {len(table)} trials {best.metrics['score']:.3f} with {asdict(found)}")
+    Console(stderr=True).print(f"search: best of {len(table)} trials {best.metrics['score']:.3f} with {best.config}")
 
 
 if __name__ == "__main__":
