@@ -85,13 +85,18 @@ class Grouping:
     fakes: tuple[str, ...]
 
     @classmethod
-    def of(cls, frames: Frames, kind: str, self_blends: bool) -> Grouping:
-        """The groups that some frames show, with self-blends where there will be some."""
-        names = set(_names(frames, np.flatnonzero(frames.labels), kind))
-        return cls(kind, tuple(sorted(names | {SELF_BLEND} if self_blends and kind == "method" else names)))
+    def of(cls, frames: Frames, kind: str, with_self_blends: bool) -> Grouping:
+        """The groups that some frames show, with self-blends where there will be some.
 
-    def numbers(self, frames: Frames, samples: np.ndarray, blended: np.ndarray) -> np.ndarray:
-        """The groups (n,) int64 of some frames, given by their numbers (n,), of which some (n,) bool are self-blends.
+        Self-blends are neither of the method nor of the dataset of the fake that they replace: they are made of the
+        real beside it, which may be another dataset's.
+        """
+        names = set(_names(frames, np.flatnonzero(frames.labels), kind))
+        return cls(kind, tuple(sorted(names | {SELF_BLEND} if with_self_blends and kind != "class" else names)))
+
+    def numbers(self, frames: Frames, samples: np.ndarray, replaced: np.ndarray) -> np.ndarray:
+        """The groups (n,) int64 of some frames, given by their numbers (n,); of these some (n,) bool are replaced by
+        self-blends.
 
         Raises:
             UserError: a fake is of none of the groups.
@@ -99,8 +104,8 @@ class Grouping:
         known = {name: number for number, name in enumerate(self.fakes, start=1)}
         fakes = frames.labels[samples] == 1
         names = _names(frames, samples[fakes], self.kind)
-        if self.kind == "method":
-            names = [SELF_BLEND if blend else name for name, blend in zip(names, blended[fakes], strict=True)]
+        if self.kind != "class":
+            names = [SELF_BLEND if blend else name for name, blend in zip(names, replaced[fakes], strict=True)]
         if unknown := sorted(set(names) - set(known)):
             raise UserError(
                 f"fakes of {self.kind} {', '.join(unknown)} are unknown: training has {', '.join(self.fakes)}; add "
@@ -126,47 +131,53 @@ class Objective:
         settings: which losses, and their weights.
         frames: the training frames, whose fakes make the groups.
         place: of this worker.
-        self_blends: whether some fakes will be self-blends.
+        with_self_blends: whether some fakes will be replaced by self-blends.
     """
 
-    def __init__(self, settings: LossSettings, frames: Frames, place: Place, self_blends: bool) -> None:
-        self.settings, self.place = settings, place
-        self.pairs = Grouping.of(frames, settings.labels, self_blends) if settings.over_pairs else None
+    def __init__(self, settings: LossSettings, frames: Frames, place: Place, with_self_blends: bool) -> None:
+        self.settings, self.frames, self.place = settings, frames, place
+        self.pairs = Grouping.of(frames, settings.labels, with_self_blends) if settings.over_pairs else None
         attributed = settings.attribution != "none" and settings.attribution_weight > 0
-        self.attribution = Grouping.of(frames, settings.attribution, self_blends) if attributed else None
+        self.attribution = Grouping.of(frames, settings.attribution, with_self_blends) if attributed else None
 
     @property
     def attributed(self) -> int:
         """Outputs of the attribution head; 0 without one."""
         return 1 + len(self.attribution.fakes) if self.attribution else 0
 
-    def check(self, frames: Frames) -> None:
-        """Whether all groups of other frames are known.
+    def check(self, validation: Frames) -> None:
+        """Whether the attribution head knows all groups of the validation frames.
+
+        It never sees these, so that training would go through; but a label that it does not know says that the
+        splits hold other methods or datasets than they should, which is better said before training than never.
 
         Raises:
             UserError: one is not.
         """
         if self.attribution:
-            self.attribution.numbers(frames, np.arange(len(frames)), np.zeros(len(frames), bool))
+            self.attribution.numbers(validation, np.arange(len(validation)), np.zeros(len(validation), bool))
 
-    def __call__(self, outputs: Outputs, batch: Batch, frames: Frames) -> Tensor:
+    def __call__(self, outputs: Outputs, batch: Batch) -> Tensor:
         """The loss of a worker's share of a batch, whose gradients are averaged over the workers.
 
         Args:
             outputs: of the share's images.
             batch: the share.
-            frames: the training frames.
         """
         device, settings = outputs.logits.device, self.settings
         loss = classification_loss(outputs.logits, batch.labels.to(device))
         if self.pairs:
-            groups = torch.from_numpy(self.pairs.numbers(frames, batch.samples, batch.self_blends)).to(device)
+            groups = self._groups(self.pairs, batch).to(device)
             features, groups = gathered(outputs.features, self.place), gathered(groups, self.place)
             loss = loss + metric_loss(features, groups, settings)
         if self.attribution:
-            groups = torch.from_numpy(self.attribution.numbers(frames, batch.samples, batch.self_blends)).to(device)
+            groups = self._groups(self.attribution, batch).to(device)
             loss = loss + settings.attribution_weight * attribution_loss(outputs.attribution, groups)
         return loss
+
+    def _groups(self, grouping: Grouping, batch: Batch) -> Tensor:
+        """The groups (b,) int64 of a batch's samples."""
+        return torch.from_numpy(grouping.numbers(self.frames, batch.samples, batch.replaced))
 
 
 def gathered(tensor: Tensor, place: Place) -> Tensor:

@@ -121,7 +121,7 @@ class Trainer:
             on_step: called with steps done and steps in all of the epoch.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss or its gradient is no longer finite; the weights are those before the step.
         """
         self.detector.train()
         if self.epoch == 0:
@@ -193,22 +193,17 @@ class Trainer:
         metric losses are a part; the classification's own would cost a second pass.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective(self._replica(self._inputs(batch)), batch, self.frames)
+        loss = self.objective(self._replica(self._inputs(batch)), batch)
         loss.backward()
         return loss.detach()
 
     def _step(self, batch: Batch, step: int) -> float:
         loss = self._backward(batch)
-        if not torch.isfinite(loss):
-            names = ", ".join(sample_ids(self.frames.images, batch.samples))
-            raise UserError(
-                f"the loss is {loss.item()} at step {step} of epoch {self.epoch}: lower train.lr, or look at the "
-                f"batch; the checkpoints of the epochs before are kept. The batch: {names}."
-            )
         if self.recipe.mask.over == "batch":
             self.mask.observe()
         add_penalty(self.layers, self.recipe.lambda_orth, self.recipe.lambda_spec)
-        clip_gradients(self.optimizer, self.recipe.clip_norm)
+        norm = clip_gradients(self.optimizer, self.recipe.clip_norm)
+        self._check_finite(loss, norm, batch, step)
         self.mask.silence(self.optimizer)
         self.optimizer.step()
         if self.recipe.mask.over == "batch":
@@ -217,6 +212,21 @@ class Trainer:
             self._observe_methods(step + 1)
             self._decide(step + 1)
         return loss.item()
+
+    def _check_finite(self, loss: Tensor, norm: Tensor, batch: Batch, step: int) -> None:
+        """Raise UserError where a step would put into the weights what is not finite.
+
+        The gradient is averaged over the workers, so that all of them stop at the same step.
+        """
+        if torch.isfinite(loss) and torch.isfinite(norm):
+            return
+        whose = "The batch" if self.place.world == 1 else "This worker's share of the batch"
+        names = ", ".join(sample_ids(self.frames.images, batch.samples))
+        raise UserError(
+            f"the loss is {loss.item():.6g} and the norm of the gradient {norm.item():.6g} at step {step} of epoch "
+            f"{self.epoch}: lower train.lr, or look at the batch; the checkpoints of the epochs before are kept. "
+            f"{whose}: {names}."
+        )
 
     def _set_rates(self, step: int) -> None:
         factor = learning_rate_factor(step, self.steps)
@@ -235,7 +245,13 @@ class Trainer:
         return figures
 
     def load_best(self) -> None:
-        """Put the weights of the best epoch into the detector."""
+        """Put the weights of the best epoch into the detector.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self.best:
+            raise UserError("no epoch had a validation AUC: lower train.lr.")
         with torch.no_grad():
             for name, parameter in self._trainable().items():
                 parameter.copy_(self.best[name])
@@ -327,6 +343,11 @@ def validation_figures(frames: Frames, logits: np.ndarray) -> dict[str, float]:
     return {"val_auc": mean, **several}
 
 
+def defined(line: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures, as a line of the history, for JSON, which has no NaN: null is an AUC of one class alone."""
+    return {name: value if math.isfinite(value) else None for name, value in line.items()}
+
+
 def make_optimizer(detector: Detector, lr: float, head_lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW over what of the detector learns; fused, since many subspaces are many small tensors."""
     return torch.optim.AdamW(detector.parameter_groups(lr, head_lr, weight_decay), fused=True)
@@ -341,10 +362,10 @@ def add_penalty(layers: Mapping[str, SubspaceLinear], lambda_orth: float, lambda
     torch._foreach_add_([cast(Tensor, factor.grad) for factor in factors], gradients)
 
 
-def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> None:
-    """Scale all gradients down together where their norm is greater."""
+def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> Tensor:
+    """Scale all gradients down together where their norm is greater; returns the norm () that they had."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
+    return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:

@@ -215,12 +215,45 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with torch.no_grad():
         trainer.detector.head.weight.fill_(math.nan)
     before = trainable(trainer)
-    with pytest.raises(UserError, match=r"the loss is nan at step 0 of epoch 0: lower train\.lr") as caught:
+    with pytest.raises(UserError, match=r"the loss is nan and .* nan at step 0 of epoch 0: lower train\.lr") as caught:
         trainer.run_epoch()
     first = next(training_batches(trainer.frames, RECIPE.batch_size, RECIPE.seed, epoch=0))
     assert str(caught.value).endswith(f"The batch: {', '.join(map(str, first.samples))}.")
     for name, value in trainable(trainer).items():  # what the step had found is in no weight
         assert torch.equal(before[name], value) or name == "head.weight"
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_the_weights(value: float) -> None:
+    """At an epoch's last step, after which it would be in the checkpoint; the loss is finite."""
+    trainer = make_trainer()
+    before: dict[str, torch.Tensor] = {}
+
+    def on_step(step: int, steps: int) -> None:
+        if step == steps - 1:
+            before.update(trainable(trainer))
+            trainer.detector.head.bias.register_hook(lambda gradient: torch.full_like(gradient, value))
+
+    with pytest.raises(UserError, match=rf"the loss is \d\S* and the norm of the gradient {value} at step 5 .* lower"):
+        trainer.run_epoch(on_step)
+    assert before
+    assert all(torch.equal(before[name], now) for name, now in trainable(trainer).items())
+
+
+def test_several_workers_name_their_shares() -> None:
+    trainer = make_trainer(place=Place(1, 2))
+    batch = next(trainer._batches())
+    with pytest.raises(UserError, match=f"This worker's share of the batch: {', '.join(map(str, batch.samples))}.$"):
+        trainer._check_finite(torch.tensor(0.5), torch.tensor(math.inf), batch, 0)
+
+
+def test_without_a_validation_auc_there_is_no_best_epoch() -> None:
+    frames = make_frames(48, 1)
+    reals = replace(frames, labels=np.zeros(48, int), methods=np.full(48, "real"))
+    trainer = Trainer(make_detector(), replace(RECIPE, epochs=1), frames, reals)
+    trainer.run_epoch()
+    with pytest.raises(UserError, match=r"no epoch had a validation AUC: lower train\.lr"):
+        trainer.load_best()
 
 
 def test_learning_rate_rises_then_falls_to_zero() -> None:
@@ -361,13 +394,28 @@ def test_self_blends_are_a_method_of_their_own() -> None:
     assert grouping.fakes == ("reenact", "self-blend", "swap")
     seen = set()
     for batch in trainer._batches():
-        numbers = grouping.numbers(trainer.frames, batch.samples, batch.self_blends).reshape(-1, 2)
+        numbers = grouping.numbers(trainer.frames, batch.samples, batch.replaced).reshape(-1, 2)
         methods = trainer.frames.methods[batch.samples].reshape(-1, 2)[:, 1]
         expected = ["self-blend" if blend else method for blend, method in zip(batch.blended, methods, strict=True)]
         assert not numbers[:, 0].any()
         assert [grouping.fakes[number - 1] for number in numbers[:, 1]] == expected
         seen |= set(expected)
     assert seen == {"reenact", "self-blend", "swap"}
+
+
+def test_self_blends_are_of_no_dataset() -> None:
+    """The reals are of one dataset and the fakes of another, so that no self-blend is like the fake it replaces."""
+    frames = make_frames(48, 1)
+    frames = replace(frames, datasets=frames.labels, dataset_names=("a", "b"))
+    losses = LossSettings(alignment_weight=1.0, labels="dataset")
+    recipe = replace(RECIPE, losses=losses, augmentation=Augmentation(self_blends=0.5))
+    trainer = Trainer(make_detector(), recipe, frames, frames)
+    grouping = trainer.objective.pairs
+    assert grouping.fakes == ("b", "self-blend")
+    batch = next(batch for batch in trainer._batches() if 0 < batch.blended.sum() < len(batch.blended))
+    numbers = grouping.numbers(frames, batch.samples, batch.replaced).reshape(-1, 2)
+    assert not numbers[:, 0].any()
+    assert numbers[:, 1].tolist() == [2 if blend else 1 for blend in batch.blended]
 
 
 def test_methods_that_the_attribution_head_does_not_know_are_named(tmp_path: Path) -> None:

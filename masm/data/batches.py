@@ -32,7 +32,7 @@ class Batch:
     blended: np.ndarray
 
     @property
-    def self_blends(self) -> np.ndarray:
+    def replaced(self) -> np.ndarray:
         """(b,) bool; the samples that are replaced by self-blends."""
         return np.stack([np.zeros_like(self.blended), self.blended], axis=1).ravel()
 
