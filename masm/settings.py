@@ -172,6 +172,13 @@ class Mask(Section):
     momentum: Share = Field(description="of the moving averages of the gradients")
 
 
+LOSS_NUMBERS = ("triplet_weight", "margin", "alignment_weight", "uniformity_weight", "attribution_weight")
+"""What of the losses can be searched."""
+GREATEST_MARGIN = 2.0
+"""No two points of the unit sphere are further apart."""
+FROZEN = "probe's features are frozen, so that it has nothing to learn from losses over pairs and attribution"
+
+
 class Losses(Section):
     """What is minimised beside the classification loss; one of its numbers may stand in `search.space` instead."""
 
@@ -180,7 +187,9 @@ class Losses(Section):
         default="class", description="fakes of one are alike to the losses over pairs; reals always are"
     )
     triplet_weight: float = Field(default=1.0, ge=0)
-    margin: float = Field(default=0.2, ge=0, le=2, description="of the triplets' distances, on the unit sphere")
+    margin: float = Field(
+        default=0.2, ge=0, le=GREATEST_MARGIN, description="of the triplets' distances, on the unit sphere"
+    )
     alignment_weight: float = Field(default=0.0, ge=0)
     uniformity_weight: float = Field(default=0.0, ge=0)
     attribution: Literal["none", "method", "dataset"] = Field(
@@ -190,12 +199,27 @@ class Losses(Section):
 
     def numbers(self) -> dict[str, float]:
         """The weights and the margin that these losses have: what can be searched."""
-        names = ["alignment_weight", "uniformity_weight"]
-        if self.triplet != "none":
-            names += ["triplet_weight"] if self.triplet == "soft_margin" else ["triplet_weight", "margin"]
-        if self.attribution != "none":
-            names.append("attribution_weight")
-        return {name: getattr(self, name) for name in names}
+        absent = set()
+        if self.triplet == "none":
+            absent |= {"triplet_weight", "margin"}
+        if self.triplet == "soft_margin":
+            absent.add("margin")
+        if self.attribution == "none":
+            absent.add("attribution_weight")
+        return {name: getattr(self, name) for name in LOSS_NUMBERS if name not in absent}
+
+    def in_use(self) -> dict[str, Any]:
+        """The settings of the losses whose weight is not 0."""
+        numbers = self.numbers()
+        weights = {name for name, value in numbers.items() if name != "margin" and value}
+        names = set(weights)
+        if "triplet_weight" in weights:
+            names |= {"triplet", *({"margin"} & numbers.keys())}
+        if "attribution_weight" in weights:
+            names.add("attribution")
+        if weights - {"attribution_weight"}:
+            names.add("labels")
+        return self.model_dump(include=names)
 
 
 class Augmentation(Section):
@@ -234,12 +258,22 @@ class Uniform(Section):
             raise ValueError(f"a logarithmic scale needs lower > 0, not {self.lower}")
         return self
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value."""
+        return self.lower, self.upper
+
 
 class Choice(Section):
     """One of some values."""
 
     type: Literal["choice"]
     values: tuple[int | float, ...] = Field(min_length=1)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the greatest value."""
+        return min(self.values), max(self.values)
 
 
 Range = Annotated[Uniform | Choice, Field(discriminator="type")]
@@ -262,6 +296,16 @@ class SearchSpace(Section):
     alignment_weight: Range | None = None
     uniformity_weight: Range | None = None
     attribution_weight: Range | None = None
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> SearchSpace:
+        for name in type(self).model_fields:
+            bounds = getattr(self, name)
+            if bounds is not None and bounds.ends[0] < 0:
+                raise ValueError(f"{name} cannot be below 0, as {bounds.ends[0]} is")
+        if self.margin is not None and self.margin.ends[1] > GREATEST_MARGIN:
+            raise ValueError(f"margin cannot be above {GREATEST_MARGIN:g}, as {self.margin.ends[1]} is")
+        return self
 
 
 def hyperparameters_of(method: str) -> tuple[str, ...]:
@@ -330,6 +374,12 @@ class Comparison(Section):
                 raise ValueError(f"{method} has no {min(foreign)}: take it out")
             if missing := expected - given:
                 raise ValueError(f"{method} needs {min(missing)}: give it")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_have_what_learns(self) -> Comparison:
+        if "probe" in self.methods and any(losses.in_use() for losses in self.losses.values()):
+            raise ValueError(f"{FROZEN}: compare it without losses")
         return self
 
 
@@ -417,6 +467,12 @@ class Settings(Section):
     def _searched_or_set(self) -> Settings:
         if twice := self.losses.model_fields_set & self.search.space.model_fields_set:
             raise ValueError(f"{min(twice)} stands in losses and in search.space: take it out of one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _losses_have_what_learns(self) -> Settings:
+        if self.adapter.method == "probe" and (self.losses.in_use() or self.searched):
+            raise ValueError(f"{FROZEN}: leave them off, or choose another adapter.method")
         return self
 
     @property

@@ -18,6 +18,8 @@ from masm.losses import (
     distances,
     metric_loss,
 )
+from tests.benchmarks.losses import BATCH, LOSSES, loss_step
+from tests.benchmarks.memory import peak_of
 
 KINDS = ("batch_all", "batch_hard", "semi_hard", "soft_margin", "real_anchored")
 EVERY_LOSS = [
@@ -181,15 +183,25 @@ def test_small_distances_keep_their_digits() -> None:
 
 
 def test_real_anchored_draws_no_fakes_together() -> None:
-    """The gradient of a fake away from all reals is 0, although another fake is near."""
+    """The gradient is 0 where all fakes are away from the reals, however far they are from one another."""
     angles = torch.tensor([0.0, 0.1, 3.0, 2.0], dtype=torch.float64)
     features = torch.stack([angles.cos(), angles.sin()], dim=1).requires_grad_()
     groups = torch.tensor([0, 0, 1, 1])
     gradients = {}
     for kind in ("batch_all", "real_anchored"):
-        loss = metric_loss(features, groups, LossSettings(triplet=kind, triplet_weight=1.0, margin=0.5))
+        loss = metric_loss(features, groups, LossSettings(triplet=kind, triplet_weight=1.0, margin=1.0))
         (gradients[kind],) = torch.autograd.grad(loss, features)
     assert torch.equal(gradients["real_anchored"], torch.zeros_like(features))
+    assert gradients["batch_all"].abs().max() > 0
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_memory_grows_with_the_pairs_and_not_with_the_triplets(name: str) -> None:
+    """256 features: the limit of 100 MB would hold no 256 x 256 x 256 numbers of float64."""
+    features = torch.randn(BATCH, 768, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    step = loss_step(LOSSES[name], features)
+    step()
+    assert peak_of(step, torch.device("cpu")) < 100e6
 
 
 @pytest.mark.parametrize("settings", [LossSettings(), LossSettings(triplet="batch_all"), LossSettings(margin=0.2)])

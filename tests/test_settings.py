@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from masm.errors import UserError
-from masm.settings import fingerprint, hyperparameters_of, load_settings
+from masm.settings import Losses, fingerprint, hyperparameters_of, load_settings
 from tests.conftest import ROOT
 
 
@@ -78,6 +78,26 @@ def test_the_shipped_file_loads() -> None:
             {"type": "uniform", "lower": 0.1, "upper": 0.4},
             "margin stands in losses and in search.space: take it out of one of them",
         ),
+        (
+            "search.space.alignment_weight",
+            {"type": "choice", "values": [0.1, -0.1]},
+            "search.space: alignment_weight cannot be below 0, as -0.1 is",
+        ),
+        (
+            "search.space.uniformity_weight",
+            {"type": "uniform", "lower": -1, "upper": 1},
+            "search.space: uniformity_weight cannot be below 0, as -1.0 is",
+        ),
+        (
+            "search.space.margin",
+            {"type": "uniform", "lower": 0.1, "upper": 9},
+            "search.space: margin cannot be above 2, as 9.0 is",
+        ),
+        (
+            "compare.adapters.losses",
+            {"plain": {}, "more": {"attribution": "method"}},
+            "compare.adapters: probe's features are frozen",
+        ),
         ("pretrain.folder", "faces", "pretrain: folder needs detector_weights"),
         ("pretrain.batch_size", 127, "pretrain: batch_size (127) must be a multiple of workers (2)"),
         ("root", "/", "root: not a setting"),
@@ -138,6 +158,32 @@ def test_a_detector_without_landmarks_does_not_align(tmp_path: Path) -> None:
     path = write(tmp_path, {"crop.detector": "cascade", "crop.alignment": "landmarks"})
     with pytest.raises(UserError, match="alignment 'landmarks' needs detector 'yunet'"):
         load_settings(path)
+
+
+def test_the_probe_has_no_losses_of_features(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path, {"adapter.method": "probe"})).searched == []
+    assert load_settings(write(tmp_path, {"adapter.method": "probe", "losses": {"margin": 0.3}})).searched == []
+    weight = {"type": "uniform", "lower": 0.1, "upper": 0.4}
+    for change in (
+        {"losses": {"triplet": "batch_all"}},
+        {"losses": {"attribution": "method"}},
+        {"losses": {}, "search.space.alignment_weight": weight},
+    ):
+        with pytest.raises(UserError, match="probe's features are frozen"):
+            load_settings(write(tmp_path, {"adapter.method": "probe", **change}))
+
+
+def test_losses_in_use_are_those_with_a_weight() -> None:
+    every = {"triplet": "soft_margin", "labels": "method", "attribution": "dataset", "uniformity_weight": 0.5}
+    assert Losses(**every).in_use() == every | {"triplet_weight": 1.0, "attribution_weight": 1.0}
+    assert Losses(triplet="batch_all", attribution="method", triplet_weight=0, attribution_weight=0).in_use() == {}
+    assert Losses(labels="method", margin=0.3).in_use() == {}
+    assert Losses(triplet="batch_all", margin=0).in_use() == {
+        "triplet": "batch_all",
+        "labels": "class",
+        "triplet_weight": 1.0,
+        "margin": 0.0,
+    }
 
 
 def test_numbers_of_the_losses_are_searched_where_they_have_a_range(tmp_path: Path) -> None:
