@@ -26,14 +26,14 @@ class Standing:
         datasets: by test dataset.
         mean: over the test datasets.
         deviation: standard deviation of that mean over the seeds.
-        behind: how much higher the first candidate's mean is, paired; None for the first itself.
+        lead: how much higher its mean is than the first candidate's, paired; None for the first itself.
         gain: how much higher its mean is than its own baseline's, paired; None where it has none.
     """
 
     datasets: dict[str, Estimate]
     mean: Estimate
     deviation: float
-    behind: Estimate | None
+    lead: Estimate | None
     gain: Estimate | None
 
 
@@ -96,7 +96,7 @@ def _standing(
         },
         mean=with_interval(float(values[candidate]), means[:, candidate]),
         deviation=float(areas[candidate].mean(axis=1).std(ddof=1)),
-        behind=more(0, candidate) if candidate else None,
+        lead=more(candidate, 0) if candidate else None,
         gain=None if baseline is None else more(candidate, baseline),
     )
 
@@ -106,7 +106,7 @@ def markdown_table(standings: Mapping[str, Standing], parameters: Mapping[str, i
     where one has a baseline."""
     first, datasets = next(iter(standings)), list(next(iter(standings.values())).datasets)
     gains = ["gain"] if any(standing.gain for standing in standings.values()) else []
-    header = ["method", "trainable", *datasets, "mean", "sd over seeds", *gains, f"{first} minus it"]
+    header = ["method", "trainable", *datasets, "mean", "sd over seeds", *gains, f"minus {first}"]
     rows = [
         [
             name,
@@ -115,7 +115,7 @@ def markdown_table(standings: Mapping[str, Standing], parameters: Mapping[str, i
             f"**{number(standing.mean.value)}** {standing.mean.interval()}",
             number(standing.deviation),
             *(_difference(standing.gain) for _ in gains),
-            _difference(standing.behind),
+            _difference(standing.lead),
         ]
         for name, standing in standings.items()
     ]

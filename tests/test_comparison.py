@@ -42,11 +42,11 @@ def test_figures_are_means_over_seeds_of_scikit_learns(runs: dict[str, list[pd.D
         assert standing.mean.value == pytest.approx(areas.mean())
         assert standing.deviation == pytest.approx(np.std(areas.mean(axis=1), ddof=1))
         means[method] = areas.mean()
-    assert standings["good"].behind is None
-    behind = standings["poor"].behind
-    assert behind is not None
-    assert behind.value == pytest.approx(means["good"] - means["poor"])
-    assert 0 < behind.low < behind.value < behind.high
+    assert standings["good"].lead is None
+    lead = standings["poor"].lead
+    assert lead is not None
+    assert lead.value == pytest.approx(means["poor"] - means["good"])
+    assert lead.low < lead.value < lead.high < 0
 
 
 def test_interval_is_that_of_drawing_people_and_seeds_by_hand(runs: dict[str, list[pd.DataFrame]]) -> None:
@@ -70,9 +70,9 @@ def test_interval_is_that_of_drawing_people_and_seeds_by_hand(runs: dict[str, li
 
 
 def test_a_method_against_itself_differs_by_nothing(runs: dict[str, list[pd.DataFrame]]) -> None:
-    behind = compare_candidates({"one": runs["good"], "same": runs["good"]}, {}, draws=100, seed=1)["same"].behind
-    assert behind is not None
-    assert (behind.value, behind.low, behind.high) == pytest.approx((0, 0, 0), abs=1e-12)
+    lead = compare_candidates({"one": runs["good"], "same": runs["good"]}, {}, draws=100, seed=1)["same"].lead
+    assert lead is not None
+    assert (lead.value, lead.low, lead.high) == pytest.approx((0, 0, 0), abs=1e-12)
 
 
 def test_runs_of_other_frames_are_refused(runs: dict[str, list[pd.DataFrame]]) -> None:
@@ -90,9 +90,9 @@ def test_one_class_alone_is_refused(runs: dict[str, list[pd.DataFrame]]) -> None
 def test_the_table_holds_every_figure(runs: dict[str, list[pd.DataFrame]]) -> None:
     standings = compare_candidates(runs, {}, draws=100, seed=1)
     header, _, good, poor = markdown_table(standings, {"good": 1234, "poor": 5}).splitlines()
-    assert header == "| method | trainable | a | b | mean | sd over seeds | good minus it |"
+    assert header == "| method | trainable | a | b | mean | sd over seeds | minus good |"
     assert good.startswith(f"| good | 1,234 | {standings['good'].datasets['a'].value:.3f} [")
-    assert poor.endswith(f"{standings['poor'].behind.value:+.3f} {standings['poor'].behind.interval()} |")
+    assert poor.endswith(f"{standings['poor'].lead.value:+.3f} {standings['poor'].lead.interval()} |")
     assert {line.count("|") for line in (header, good, poor)} == {8}
 
 
@@ -104,11 +104,11 @@ def test_a_gain_is_over_the_candidates_own_baseline(runs: dict[str, list[pd.Data
     assert gain.value == pytest.approx(standings["good"].mean.value - standings["poor"].mean.value)
     assert 0 < gain.low < gain.value < gain.high
     assert standings["best"].gain is standings["poor"].gain is None
-    behind = compare_candidates({"good": runs["good"], "poor": runs["poor"]}, {}, draws=400, seed=1)["poor"].behind
-    assert behind is not None
-    assert (gain.low, gain.high) == pytest.approx((behind.low, behind.high), abs=0.02)
+    lead = compare_candidates({"poor": runs["poor"], "good": runs["good"]}, {}, draws=400, seed=1)["good"].lead
+    assert lead is not None
+    assert (gain.low, gain.high) == pytest.approx((lead.low, lead.high), abs=0.02)
     header, _, best, good, poor = markdown_table(standings, {"best": 1, "good": 2, "poor": 3}).splitlines()
-    assert header.endswith("| sd over seeds | gain | best minus it |")
+    assert header.endswith("| sd over seeds | gain | minus best |")
     assert f"| {gain.value:+.3f} {gain.interval()} |" in good
     assert best.endswith(" |  |  |")
     assert {line.count("|") for line in (header, best, good, poor)} == {9}
