@@ -97,9 +97,10 @@ def _first_done(running: dict[ray.ObjectRef, Item]) -> tuple[Item, Any]:
 
 
 def work_name(stage: str, settings: Settings, *parts: object) -> str:
-    """The name of a stage's work in progress: another one whenever settings, data or code differ.
+    """The name of a stage's work in progress: another one whenever settings, data or code differ, or any of `parts`.
 
-    Ray resumes whatever it finds under a name, so that a name must never be used for other work.
+    Ray resumes whatever it finds under a name, so that a name must never be used for other work: what a stage reads
+    beside the face tables, the backbone's weights above all, goes into `parts`.
     """
     data = list(digests(settings).values())
     return (

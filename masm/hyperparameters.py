@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from masm.adapters import AdapterSettings, MaskSettings
-from masm.backbones import load_backbone
+from masm.backbones import STARTER, load_backbone
+from masm.backbones.inspection import file_hash
 from masm.data.augment import Augmentation
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.losses import LossSettings
-from masm.settings import Losses, Optimisation, Settings
+from masm.settings import LOSS_NUMBERS, Losses, Optimisation, Settings
 from masm.training import Recipe
 
 
@@ -40,24 +41,48 @@ class Hyperparameters:
         return replace(nothing, **{**losses.numbers(), **point})
 
 
-def read_best(path: Path) -> Hyperparameters:
-    """The best point, from the search's best.json.
+def read_best(settings: Settings) -> Hyperparameters:
+    """The best point, from the search's best.json; what is not searched is as the settings say.
 
     Raises:
         UserError: the file is missing or not of the search's form.
     """
+    path = settings.root / "search" / "best.json"
     try:
-        return Hyperparameters(**json.loads(path.read_text())["hyperparameters"])
+        best = Hyperparameters(**json.loads(path.read_text())["hyperparameters"])
+        return Hyperparameters.of({name: getattr(best, name) for name in settings.searched}, settings.losses)
     except OSError:
         raise UserError(f"{path} is missing: run `dvc repro search` first.") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not what the search writes ({error}): run `dvc repro -f search`.") from None
 
 
+def weights_digest(settings: Settings) -> str:
+    """The SHA-256 of the backbone's weight file, for names of work in progress; "hub" for what timm downloads, which
+    its name stands for.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    source = _weights_source(settings)
+    if source == "hub":
+        return "hub"
+    path = STARTER / "model.safetensors" if source == "starter" else Path(source)
+    try:
+        return file_hash(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): set backbone.weights to a weight file.") from None
+
+
+def _weights_source(settings: Settings) -> str | Path:
+    """`backbone.weights` as `load_backbone` takes it."""
+    weights = settings.backbone.weights
+    return weights if weights in ("starter", "hub") else settings.path(weights)
+
+
 def build_detector(settings: Settings, found: Hyperparameters | None) -> Detector:
     """The adapted backbone with an untrained head; the frozen-backbone probe where `found` is None."""
-    weights = settings.backbone.weights
-    source = weights if weights in ("starter", "hub") else settings.path(weights)
+    source = _weights_source(settings)
     backbone = load_backbone(settings.backbone.name, source, settings.crop.size, settings.backbone.layout)
     adapter = AdapterSettings(
         method="probe" if found is None else settings.adapter.method,
@@ -95,11 +120,7 @@ def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperpara
         losses=LossSettings(
             triplet=settings.losses.triplet,
             labels=settings.losses.labels,
-            triplet_weight=found.triplet_weight,
-            margin=found.margin,
-            alignment_weight=found.alignment_weight,
-            uniformity_weight=found.uniformity_weight,
             attribution=settings.losses.attribution,
-            attribution_weight=found.attribution_weight,
+            **{name: getattr(found, name) for name in LOSS_NUMBERS},
         ),
     )

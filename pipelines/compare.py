@@ -29,10 +29,10 @@ from masm.data.frames import Frames, load_frames
 from masm.data.versions import digests, fetch_missing
 from masm.errors import UserError
 from masm.evaluation import macro_video_auc
-from masm.hyperparameters import Hyperparameters, build_detector, make_recipe
+from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, weights_digest
 from masm.scoring import score
-from masm.settings import Candidate, Comparison, Settings, fingerprint
-from masm.training import Trainer
+from masm.settings import FROZEN, Candidate, Comparison, Settings, fingerprint
+from masm.training import Trainer, defined
 from pipelines import run_stage
 
 
@@ -46,6 +46,7 @@ class Run:
         seed: of all that is drawn.
         settings: of the workspace, but for these.
         candidate: the method's values.
+        weights: digest of the backbone's.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Run:
     seed: int
     settings: Settings
     candidate: Candidate
+    weights: str
 
     @property
     def title(self) -> str:
@@ -73,6 +75,7 @@ class Run:
             settings.seed,
             settings.crop,
             settings.backbone,
+            self.weights,
             settings.adapter.model_dump(mode="json", exclude={"cache"}),
             settings.mask,
             settings.losses,
@@ -86,7 +89,7 @@ def main(settings: Settings, name: str) -> None:
     """Train and score what is missing in compare/NAME, and write the comparison's table.
 
     Raises:
-        UserError: params.yaml has no comparison of this name.
+        UserError: params.yaml has no comparison of this name, or it cannot be run.
     """
     if name not in settings.compare:
         raise UserError(f"params.yaml has no compare.{name}: choose one of {', '.join(settings.compare)}, or add it.")
@@ -108,8 +111,14 @@ def main(settings: Settings, name: str) -> None:
 
 
 def plan(settings: Settings, comparison: Comparison) -> list[Run]:
-    """All runs, seed by seed, so that a comparison that was cut short holds every method alike."""
-    runs = []
+    """All runs, seed by seed, so that a comparison that was cut short holds every method alike.
+
+    Raises:
+        UserError: it has the probe with losses that have nothing to teach it, or the backbone's file is missing.
+    """
+    if "probe" in comparison.methods and not comparison.losses and settings.losses.in_use():
+        raise UserError(f"{FROZEN}: switch off `losses` of params.yaml, or take probe out of the comparison.")
+    runs, weights = [], weights_digest(settings)
     for seed in range(settings.seed, settings.seed + comparison.seeds):
         for method, candidate in comparison.methods.items():
             for name, losses in (comparison.losses or {"": settings.losses}).items():
@@ -119,7 +128,7 @@ def plan(settings: Settings, comparison: Comparison) -> list[Run]:
                     "losses": losses,
                     "train": settings.train.model_copy(update={"lr": candidate.lr}),
                 }
-                runs.append(Run(method, name, seed, settings.model_copy(update=changed), candidate))
+                runs.append(Run(method, name, seed, settings.model_copy(update=changed), candidate, weights))
     return runs
 
 
@@ -153,16 +162,16 @@ def execute(run: Run, frames: Frames, validation: Frames, folder: Path, bar: Pro
         "hyperparameters": run.candidate.model_dump(),
         "trainable_parameters": sum(value.numel() for value in detector.parameters() if value.requires_grad),
         "val_auc": trainer.best_auc,
-        "video_auc": macro_video_auc(scores),
-        "history": trainer.history,
+        **defined({"video_auc": macro_video_auc(scores)}),
+        "history": [defined(line) for line in trainer.history],
         "seconds": round(time.monotonic() - started, 1),
         "versions": _versions(),
     }
     (folder / f"{run.name}.json").unlink(missing_ok=True)
     scores.to_parquet(folder / f"{run.name}.parquet", index=False)
-    partial = folder / f".{run.name}.json"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, folder / f"{run.name}.json")
+    unfinished = folder / f".{run.name}.json"
+    unfinished.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(unfinished, folder / f"{run.name}.json")
 
 
 TABLE = """\
@@ -193,7 +202,7 @@ def write_up(settings: Settings, name: str, runs: list[Run], folder: Path) -> st
     standings = compare_candidates(scores, baselines, settings.evaluate.draws, settings.seed)
     parameters = {run.title: result["trainable_parameters"] for run, result in zip(runs, results, strict=True)}
     given = {method: candidate.model_dump(exclude_unset=True) for method, candidate in comparison.methods.items()}
-    losses = {title: own.model_dump(exclude_unset=True) for title, own in comparison.losses.items()}
+    losses = {title: _listed(own.in_use()) for title, own in (comparison.losses or {"": settings.losses}).items()}
     return TABLE.format(
         name=name,
         table=markdown_table(standings, parameters),
@@ -211,9 +220,7 @@ def write_up(settings: Settings, name: str, runs: list[Run], folder: Path) -> st
         size=settings.crop.size,
         targets=", ".join(settings.adapter.targets),
         values="; ".join(f"{method}: {_listed(values)}" for method, values in given.items()),
-        losses="; ".join(f"{title}: {_listed(values)}" for title, values in losses.items() if values)
-        or _listed(settings.losses.model_dump(exclude_defaults=True))
-        or "none",
+        losses="; ".join(f"{title}: {own}" if title else own for title, own in losses.items() if own) or "none",
         minutes=sum(result["seconds"] for result in results) / 60,
         made_with=fingerprint([run.made_with for run in runs]),
         **results[-1]["versions"],

@@ -24,7 +24,7 @@ from masm.data.frames import load_frames
 from masm.data.versions import fetch_missing
 from masm.errors import UserError
 from masm.evaluation import macro_video_auc
-from masm.hyperparameters import Hyperparameters, build_detector, make_recipe
+from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, weights_digest
 from masm.scoring import score
 from masm.settings import Choice, SearchSpace, Settings
 from masm.training import Trainer
@@ -35,7 +35,8 @@ def main(settings: Settings) -> None:
     """Write search/best.json and search/trials.csv; a search that was cut short goes on where it was."""
     fetch_data(settings)
     with connected(settings.ray, cpus=settings.search.concurrent):
-        name = work_name("search", settings, settings.search, settings.adapter, settings.mask, settings.losses)
+        sections = (settings.search, settings.adapter, settings.mask, settings.losses)
+        name = work_name("search", settings, *sections, weights_digest(settings))
         results = _tuner(settings, name).fit()
     if results.num_errors:
         raise UserError(f"{results.num_errors} trials of the search failed; the first: {results.errors[0]}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,12 +19,12 @@ from masm.data.frames import Frames, load_frames
 from masm.data.profile import crop_profile
 from masm.data.versions import fetch_missing, in_checkout
 from masm.detector import Detector
-from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best
+from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best, weights_digest
 from masm.metrics import choose_threshold, fit_calibration
 from masm.objective import ALONE, Place
 from masm.probe import fit_probe
 from masm.settings import Settings
-from masm.training import Trainer, predict
+from masm.training import Trainer, defined, predict
 from pipelines import run_stage
 from pipelines.workers import Group, Reporter, replicate, run_workers
 
@@ -33,9 +32,9 @@ from pipelines.workers import Group, Reporter, replicate, run_workers
 def main(settings: Settings) -> None:
     """Write models/detector, models/probe and models/train.json; a run that was killed goes on where it was."""
     fetch_data(settings)
-    found = read_best(settings.root / "search" / "best.json")
+    found = read_best(settings)
     sections = (settings.train, settings.adapter, settings.mask, settings.losses)
-    name = work_name("train", settings, *sections, asdict(found))
+    name = work_name("train", settings, *sections, weights_digest(settings), asdict(found))
     trainer = make_trainer(settings, found)
     with connected(settings.ray, cpus=settings.train.workers):
         group = Group(name, settings.ray.storage, settings.train.workers, settings.train.max_failures)
@@ -101,16 +100,11 @@ def _write(settings: Settings, found: Hyperparameters, trainer: Trainer) -> None
         "hyperparameters": asdict(found),
         "metrics": metrics,
         "steps": trainer.steps,
-        "history": [_defined(line) for line in trainer.history],
+        "history": [defined(line) for line in trainer.history],
         "mask_history": trainer.mask_history,
     }
     (models / "train.json").write_text(json.dumps(record, indent=1) + "\n")
     Console().print_json(data={"train": metrics})
-
-
-def _defined(line: dict[str, float]) -> dict[str, float | None]:
-    """A line of the history for JSON, which has no NaN: null is an AUC of one class alone."""
-    return {name: value if math.isfinite(value) else None for name, value in line.items()}
 
 
 def _save(settings: Settings, detector: Detector, validation: Frames, folder: Path) -> dict[str, Any]:

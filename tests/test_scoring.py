@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +11,13 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from masm.backbones import STARTER
 from masm.data.frames import load_frames
 from masm.data.ingest import ingest
 from masm.data.stored import decode
 from masm.data.table import read_table, write_table
 from masm.errors import UserError
-from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best
+from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best, weights_digest
 from masm.losses import LossSettings
 from masm.metrics import area_under_curve
 from masm.probe import embed, fit_probe
@@ -147,9 +151,36 @@ def test_the_probe_is_a_linear_head_on_frozen_features(settings: Settings) -> No
     assert fitted > 0.6  # it has seen these
 
 
-def test_the_best_hyperparameters_are_read_or_refused(tmp_path: Path) -> None:
+def test_the_best_hyperparameters_are_read_or_refused(settings: Settings, tmp_path: Path) -> None:
+    copy, best = settings.model_copy(update={"root": tmp_path}), tmp_path / "search" / "best.json"
     with pytest.raises(UserError, match="run `dvc repro search` first"):
-        read_best(tmp_path / "best.json")
-    (tmp_path / "best.json").write_text('{"hyperparameters": {"rank": 2}}')
+        read_best(copy)
+    best.parent.mkdir()
+    best.write_text('{"hyperparameters": {"rank": 2}}')
     with pytest.raises(UserError, match="is not what the search writes"):
-        read_best(tmp_path / "best.json")
+        read_best(copy)
+
+
+def test_only_what_is_searched_comes_from_the_search(settings: Settings, tmp_path: Path) -> None:
+    """A search that ran while the losses were off says 0 for their weights."""
+    losses = Losses(triplet="batch_all", triplet_weight=0.5)
+    changed = settings.model_copy(update={"root": tmp_path, "losses": losses})
+    found = Hyperparameters.of({"rank": 3, "subspaces": 2, "mask_threshold": 0.3, "lambda_orth": 0.2}, Losses())
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "best.json").write_text(json.dumps({"hyperparameters": asdict(found)}))
+    assert read_best(changed) == replace(found, triplet_weight=0.5, margin=0.2)
+
+
+def test_the_backbones_weights_are_known_by_their_bytes(settings: Settings, tmp_path: Path) -> None:
+    def digest(weights: str) -> str:
+        backbone = settings.backbone.model_copy(update={"weights": weights})
+        return weights_digest(settings.model_copy(update={"root": tmp_path, "backbone": backbone}))
+
+    file = tmp_path / "mine.safetensors"
+    with pytest.raises(UserError, match=r"mine\.safetensors cannot be read"):
+        digest(file.name)
+    for content in (b"some", b"other"):
+        file.write_bytes(content)
+        assert digest(file.name) == hashlib.sha256(content).hexdigest()
+    assert digest("starter") == hashlib.sha256((STARTER / "model.safetensors").read_bytes()).hexdigest()
+    assert digest("hub") == "hub"

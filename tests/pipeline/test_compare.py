@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from rich.progress import Progress
 
+from masm.data.frames import load_frames
 from masm.data.ingest import ingest
 from masm.errors import UserError
 from masm.evaluation import macro_video_auc
-from masm.settings import Settings, load_settings
-from pipelines.compare import main
+from masm.settings import Losses, Settings, load_settings
+from pipelines.compare import execute, main, plan, write_up
 from tests.data.test_ingest import make_settings
 from tests.pipeline.workspace import edit
 
@@ -131,9 +136,42 @@ def test_every_method_runs_with_every_loss(settings: Settings) -> None:
     assert [bool(row[-2]) for row in rows] == [False, True, False, True]
     assert "gain is over the same method's plain" in table
     assert (
-        "Losses beside cross-entropy: both: triplet real_anchored, attribution method, attribution_weight 0.5."
-        in table
+        "Losses beside cross-entropy: both: triplet real_anchored, labels class, triplet_weight 1.0, margin 0.2, "
+        "attribution method, attribution_weight 0.5." in table
     )
+
+
+def test_a_comparison_without_losses_names_those_of_the_settings(settings: Settings) -> None:
+    runs, folder = plan(settings, settings.compare["tiny"]), settings.root / "compare" / "tiny"
+    assert "Losses beside cross-entropy: none." in write_up(settings, "tiny", runs, folder)
+    changed = settings.model_copy(update={"losses": Losses(uniformity_weight=0.5, triplet_weight=2)})
+    said = "Losses beside cross-entropy: labels class, uniformity_weight 0.5."
+    assert said in write_up(changed, "tiny", runs, folder)
+    with pytest.raises(UserError, match="probe's features are frozen"):
+        plan(changed, changed.compare["tiny"])
+
+
+def test_other_weights_of_the_backbone_are_other_runs(settings: Settings, tmp_path: Path) -> None:
+    backbone = settings.backbone.model_copy(update={"weights": str(tmp_path / "mine.safetensors")})
+    changed = settings.model_copy(update={"backbone": backbone})
+    made_with = set()
+    for content in (b"some", b"other"):
+        (tmp_path / "mine.safetensors").write_bytes(content)
+        made_with |= {run.made_with for run in plan(changed, changed.compare["tiny"])[:1]}
+    assert len(made_with) == 2
+
+
+def test_files_of_runs_are_json_where_a_dataset_has_one_class(settings: Settings, tmp_path: Path) -> None:
+    """Its validation AUC is undefined, for which JSON has null alone."""
+    tables = [settings.table(name) for name in settings.with_role("train")]
+    frames, validation = load_frames(tables, "train"), load_frames(tables, "val")
+    one = validation.dataset_names[0]
+    reals = np.where(validation.datasets == 0, 0, validation.labels)
+    run = plan(settings, settings.compare["tiny"])[1]
+    with Progress() as bar:
+        execute(run, frames, replace(validation, labels=reals), tmp_path, bar)
+    result = json.loads((tmp_path / f"{run.name}.json").read_text(), parse_constant=pytest.fail)
+    assert result["history"][0][f"val_auc.{one}"] is None
 
 
 def test_a_comparison_that_is_not_there_is_named(settings: Settings) -> None:
