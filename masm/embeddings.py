@@ -86,30 +86,45 @@ def write_embeddings(
         progress: called with the number of frames that were embedded since.
 
     Raises:
-        UserError: a table is missing or damaged, was cut out otherwise than the detector's training data, or a
-            frame has an embedding that is not finite.
+        UserError: a table is missing or damaged, was cut out otherwise than the detector's training data, a frame
+            has an embedding that is not finite, or the file cannot be written.
     """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(partial, detector, settings, frames, origin, progress)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written ({error.strerror or error}): name another place.") from None
+
+
+def _write(
+    path: Path,
+    detector: Detector,
+    settings: Settings,
+    frames: Mapping[str, np.ndarray],
+    origin: Mapping[str, Any],
+    progress: Callable[[int], None],
+) -> None:
+    """As `write_embeddings`, straight to the file."""
     width = pa.list_(pa.float32(), detector.head.in_features)
     fields = [*(SCHEMA.field(name) for name in COLUMNS), pa.field("embedding", width)]
     schema = pa.schema(fields, metadata={ORIGIN: json.dumps(origin)})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        with pq.ParquetWriter(partial, schema, compression="zstd", use_dictionary=COLUMNS) as writer:
-            for dataset, rows in frames.items():
-                table = settings.table(dataset)
-                _check_crops(detector, table)
-                facts, images = read_table(table, COLUMNS), stored_images([table])
-                for part in in_order(len(rows), ROW_GROUP):
-                    chosen = rows[part]
-                    features = _embed(detector, images.take(chosen), settings.evaluate.batch_size, progress)
-                    _check_finite(features, dataset)
-                    column = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), type=width)
-                    columns = [*facts.take(pa.array(chosen)).columns, column]
-                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=COLUMNS) as writer:
+        for dataset, rows in frames.items():
+            table = settings.table(dataset)
+            _check_crops(detector, table)
+            facts, images = read_table(table, COLUMNS), stored_images([table])
+            for part in in_order(len(rows), ROW_GROUP):
+                chosen = rows[part]
+                features = _embed(detector, images.take(chosen), settings.evaluate.batch_size, progress)
+                _check_finite(features, dataset)
+                column = pa.FixedSizeListArray.from_arrays(pa.array(features.ravel()), type=width)
+                columns = [*facts.take(pa.array(chosen)).columns, column]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
 
 @torch.inference_mode()

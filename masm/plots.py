@@ -258,15 +258,18 @@ def embedding_map(title: str, points: np.ndarray, groups: Sequence[str]) -> str:
     columns = max(1, min(3, 52 // (max(len(name) for name in counts.index) + 9)))
     figure, axes = _figure(3.45, 3.35 + 0.19 * -(-len(counts) // columns))
     figure.set_dpi(200)
+    handles: list[Any] = []
+    labels: list[str] = []
     for (name, count), (colour, marker) in zip(counts.items(), _group_styles(list(counts.index)), strict=True):
         x, y = points[[group == name for group in groups]].T
         style: Any = {"marker": marker, "color": colour, "linestyle": "", "markeredgewidth": 0}
         axes.plot(x, y, markersize=3, alpha=0.6, rasterized=True, **style)
-        axes.plot([], [], markersize=6, label=f"{name} ({count})", **style)
+        handles += axes.plot([], [], markersize=6, **style)
+        labels.append(f"{name} ({count})")
     axes.set(title=title, xticks=[], yticks=[])
     axes.spines[:].set_visible(True)
     axes.spines[:].set_color(LINES)
-    figure.legend(loc="outside lower center", ncols=columns, handletextpad=0.2, columnspacing=1.0)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, handletextpad=0.2, columnspacing=1.0)
     named = ", ".join(f"{name} ({count} frames)" for name, count in counts.items())
     return to_svg(figure, f"Map of the embeddings {title}: {named}.")
 

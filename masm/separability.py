@@ -54,7 +54,9 @@ class GroupingRow:
 class NeighbourRow:
     """Real or fake by kNN: a dataset, or one of its forgery methods against all its reals; NaN is undefined.
 
-    `method` is empty for the whole dataset. The AUC's score is the share of fakes among a frame's neighbours.
+    `method` is empty for the whole dataset. Neighbours are sought among all frames, those of other datasets too. The
+    AUC's score is the share of fakes among a frame's neighbours, not weighed by the sizes of the classes; the balanced
+    accuracy is of the label that they give, each weighed so.
     """
 
     dataset: str
@@ -176,6 +178,8 @@ def project(unit: np.ndarray, seed: int) -> np.ndarray:
     groups that lie apart, and the axes, mean nothing. On one machine the same embeddings and seed give the same map
     with any number of threads.
     """
+    if len(unit) < 2:
+        return np.zeros((len(unit), 2))
     with threadpool_limits(1):  # threads add up in any order, and t-SNE makes much of the last digit
         components = min(PRINCIPAL_COMPONENTS, *unit.shape)
         principal = PCA(components, svd_solver="covariance_eigh").fit_transform(unit.astype(np.float64))

@@ -144,7 +144,7 @@ def _report_inputs(
         trials=pd.read_csv(settings.root / "search" / "trials.csv").drop(columns=["val_auc", "time_total_s"]),
         datasets=_dataset_cards(settings),
         candidates=len(registry.list_versions(client, settings.mlflow.model)) + 1,
-        settings={**_shown(settings), "searched": training["hyperparameters"]},
+        settings={**_shown(settings), "hyperparameters": training["hyperparameters"]},
         versions={
             "masm": __version__,
             **json.loads((settings.root / "models/detector/detector.json").read_text())["versions"],

@@ -188,6 +188,7 @@ def test_mistakes_are_said_in_one_sentence(settings: Settings, tmp_path: Path) -
     assert "name a detector's folder" in masm_embed(settings, out, "--model", str(tmp_path / "gone"))
     assert "is no Parquet file" in masm_embed(settings, text)
     assert "none of embeddings" in masm_embed(settings, foreign)
+    assert "cannot be written" in masm_embed(settings, text / "out.parquet")
     assert text.read_text() == "not a table"
     save(tiny_detector(0), settings.root / "models" / "detector", replace(PROFILE, margin=1.9))
     says = masm_embed(settings, out)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from masm.evaluation import evaluate, paired_bootstrap
-from masm.plots import MaskState, _group_styles, free_shares, mask_course
+from masm.plots import MaskState, _group_styles, embedding_map, free_shares, mask_course
 from masm.report import DatasetCard, ReportInputs, flatten, signed, write_report
 from masm.scorecard import number
 from masm.separability import GROUPINGS, separability
@@ -243,6 +243,12 @@ def test_the_map_says_its_groups_to_who_cannot_see_it(inputs: ReportInputs, html
     for label, name in ((0, "real"), (1, "fake")):
         assert f"{name} ({(points['label'] == label).sum()} frames)" in spoken[0]
         assert html.count(f">{name} ({(points['label'] == label).sum()})<") >= 1
+
+
+def test_every_group_is_in_the_legend() -> None:
+    svg = embedding_map("by dataset", np.zeros((3, 2)), ["mine", "_mine", "_mine"])
+    assert ">mine (1)<" in svg
+    assert ">_mine (2)<" in svg
 
 
 def test_no_two_groups_of_a_map_look_alike() -> None:

@@ -200,6 +200,12 @@ def test_few_points_are_mapped_by_their_two_principal_components() -> None:
     np.testing.assert_allclose(np.abs(found), np.abs(U[:, :2] * S[:2]), atol=1e-8)
 
 
+def test_one_frame_has_a_place_and_no_figures() -> None:
+    found = separability(make_frames().head(1), np.ones((1, 6), np.float32), seed=0)
+    assert found.points[["x", "y"]].to_numpy().tolist() == [[0, 0]]
+    assert found.metrics() == {}
+
+
 def test_embeddings_that_are_all_alike_have_a_map() -> None:
     """A detector can collapse; its report must come out all the same."""
     frames = make_frames(people=12)
