@@ -198,7 +198,7 @@ class Pretrainer:
         replicate: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         self.recipe, self.views, self.place = recipe, views, place
-        sample = normalised(views.images[np.linspace(0, len(views) - 1, min(SAMPLED, len(views)), dtype=int)])
+        sample = sample_of(views)
         whiten_patches(encoder, sample)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
@@ -364,6 +364,11 @@ def draw_batch(
     order, covered = hide_patches(regions, hidden, rng)
     mine = slice(place.rank, None, place.world)
     return normalised(images[mine]), torch.from_numpy(order[mine]), torch.from_numpy(covered[mine])
+
+
+def sample_of(views: Views) -> Tensor:
+    """At most `SAMPLED` images (n, 3, S, S), spread evenly over all and normalised."""
+    return normalised(views.images[np.linspace(0, len(views) - 1, min(SAMPLED, len(views)), dtype=int)])
 
 
 def normalised(images: np.ndarray) -> Tensor:

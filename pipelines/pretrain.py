@@ -62,7 +62,8 @@ What it saw, and no forgery:
 
 PROBED = """\
 - A linear probe on its frozen features, fit on forged photographs of London: mean video AUC {pretrained:.3f} on the
-  test datasets, people disjoint; with random weights {random:.3f} (`python -m tests.benchmarks.pretraining`).
+  test datasets, people disjoint; with random weights {random:.3f}, with these and the patch embedding whitened, as
+  pretraining starts, {whitened:.3f} (`python -m tests.benchmarks.pretraining`).
 """
 
 

@@ -70,7 +70,7 @@ def load_backbone(name: str, weights: str | Path, image_size: int, layout: Layou
         UserError: unknown model, unreadable file, or weights that do not belong to this model.
     """
     if weights == "starter":
-        return _load_starter(image_size)
+        return load_folder(STARTER, image_size)
     with torch.device("meta"):
         build_backbone(name, {"img_size": image_size})  # a wrong name is said before anything is read or fetched
     if weights == "hub":
@@ -84,10 +84,15 @@ def load_backbone(name: str, weights: str | Path, image_size: int, layout: Layou
     return Backbone(model.eval(), mean, std, name, arguments, reading.head)
 
 
-def _load_starter(image_size: int) -> Backbone:
-    path = STARTER / "model.safetensors"
+def load_folder(folder: Path, image_size: int) -> Backbone:
+    """Load a backbone with its card, as `pipelines.pretrain` leaves them, for images of `image_size` pixels.
+
+    Raises:
+        UserError: the weights are not those of the model that card.json names.
+    """
+    path = folder / "model.safetensors"
     reading = read_as(read_checkpoint(path), "timm")
-    card = json.loads((STARTER / "card.json").read_text())
+    card = json.loads((folder / "card.json").read_text())
     name, arguments = card["name"], {**card["arguments"], "img_size": image_size}
     model = build_backbone(name, arguments)
     _load_weights(model, reading, name, path)
