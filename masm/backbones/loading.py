@@ -136,6 +136,8 @@ def _load_weights(model: nn.Module, reading: Reading, name: str, path: Path) -> 
 
 def _resample_positions(positions: Tensor, model: VisionTransformer) -> Tensor:
     """Position embeddings (1, tokens, D) interpolated to the model's grid of patches; others as they are."""
+    if not hasattr(model, "no_embed_class"):  # a family whose positions are laid out in another way
+        return positions
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     patches = positions.shape[1] - prefix if positions.ndim == 3 else 0
     if patches < 1 or math.isqrt(patches) ** 2 != patches:
