@@ -247,7 +247,7 @@ def _print_inspection(found: Inspection) -> None:
         mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (fit.mean, fit.std))
         typer.echo(f"{'fits:':<10}{fit.name} ({fit.kind}), pooling {fit.pooling}, mean {mean}, std {std}")
     if not found.fits:
-        typer.echo(f"{'fits:':<10}none of timm's models as they are")
+        typer.echo(f"{'fits:':<10}none of timm's models whose names say this width and patch")
 
 
 @backbone_app.command("convert")

@@ -1,4 +1,4 @@
-"""How the starter backbone is made: masked autoencoding of real faces, after FSFM.
+"""How the starter backbone is made: masked autoencoding of faces without a forgery, after FSFM.
 
 Masked autoencoding is He et al., "Masked Autoencoders Are Scalable Vision Learners" (CVPR 2022): the encoder sees a
 quarter of the patches, a small decoder predicts the others, each normalised to its own mean and variance.
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import time
 from collections.abc import Callable, Iterable
 from copy import deepcopy
@@ -82,6 +84,9 @@ class MaskedAutoencoder(nn.Module):
         encoder: timm's, with a class token and the mean of the patches as its feature.
         hidden: share of the patches that it does not see.
         images: (n, 3, S, S) normalised, over which the log energies of a band have mean 0 and variance 1.
+
+    Raises:
+        UserError: of so few patches the share is none or all.
     """
 
     cosines: Tensor
@@ -101,6 +106,10 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         tokens, patch = encoder.patch_embed.num_patches, encoder.patch_embed.patch_size[0]
         self.encoder, self.patch, self.hidden = encoder, patch, round(hidden * tokens)
+        if not 0 < self.hidden < tokens:
+            raise UserError(
+                f"pretrain.hidden {hidden:g} hides {self.hidden} of {tokens} patches: hide some and leave some."
+            )
         self.embed = nn.Linear(encoder.num_features, width)
         self.mask_token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.positions = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
@@ -198,7 +207,7 @@ class Pretrainer:
         replicate: Callable[[nn.Module], nn.Module] = lambda module: module,
     ) -> None:
         self.recipe, self.views, self.place = recipe, views, place
-        sample = normalised(views.images[np.linspace(0, len(views) - 1, min(SAMPLED, len(views)), dtype=int)])
+        sample = sample_of(views)
         whiten_patches(encoder, sample)
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
@@ -209,6 +218,8 @@ class Pretrainer:
         """The terms of every step so far, over all workers."""
         self.seconds = 0.0
         """That the steps so far took."""
+        self.machine = machine_name(self.device)
+        """What they ran on; after `load`, what the first worker of the run ran on."""
 
     @property
     def device(self) -> torch.device:
@@ -224,7 +235,7 @@ class Pretrainer:
         """Take the next step.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss or its gradient is no longer finite; the weights are as before.
         """
         started, recipe, step = time.perf_counter(), self.recipe, len(self.losses)
         for group in self.optimizer.param_groups:
@@ -234,11 +245,12 @@ class Pretrainer:
             terms = self._replica(*(tensor.to(self.device) for tensor in batch))
         self.optimizer.zero_grad()
         (terms @ torch.tensor(self._weights, device=self.device)).backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), CLIP_NORM).item()
         self.losses.append(self._averaged(terms.detach()))
-        if not np.isfinite(self.losses[-1]).all():
+        if not np.isfinite([*self.losses[-1], norm]).all():
             raise UserError(
-                f"the loss is {self.losses[-1]} at step {step}: lower pretrain.lr; checkpoints before it are kept."
+                f"the loss is {self.losses[-1]} and its gradient's norm {norm} at step {step}: lower pretrain.lr; "
+                "checkpoints before it are kept."
             )
         self.optimizer.step()
         self.model.update_target(momentum_at(step, recipe.steps, recipe.momentum))
@@ -266,7 +278,7 @@ class Pretrainer:
         for parameter, state in self.optimizer.state.items():
             tensors |= {f"optimizer.{names[id(parameter)]}/{key}": value for key, value in state.items()}
         save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "state.safetensors")
-        progress = {"losses": self.losses, "seconds": self.seconds}
+        progress = {"losses": self.losses, "seconds": self.seconds, "machine": machine_name(self.device)}
         (folder / "progress.json").write_text(json.dumps(progress))
 
     def load(self, folder: Path) -> None:
@@ -287,7 +299,14 @@ class Pretrainer:
                 self.optimizer.state[parameters[parameter]][key] = value
         progress = json.loads((folder / "progress.json").read_text())
         self.losses = [tuple(terms) for terms in progress["losses"]]
-        self.seconds = progress["seconds"]
+        self.seconds, self.machine = progress["seconds"], progress["machine"]
+
+
+def machine_name(device: torch.device) -> str:
+    """The GPU's name, or how many threads of which processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU threads ({platform.machine()})"
 
 
 def encode(encoder: VisionTransformer, images: Tensor, visible: Tensor | None = None) -> Tensor:
@@ -364,6 +383,11 @@ def draw_batch(
     order, covered = hide_patches(regions, hidden, rng)
     mine = slice(place.rank, None, place.world)
     return normalised(images[mine]), torch.from_numpy(order[mine]), torch.from_numpy(covered[mine])
+
+
+def sample_of(views: Views) -> Tensor:
+    """At most `SAMPLED` images (n, 3, S, S), spread evenly over all and normalised."""
+    return normalised(views.images[np.linspace(0, len(views) - 1, min(SAMPLED, len(views)), dtype=int)])
 
 
 def normalised(images: np.ndarray) -> Tensor:

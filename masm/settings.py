@@ -395,7 +395,7 @@ class Pretrain(Section):
     """How the shipped starter backbone is made (python -m pipelines.pretrain)."""
 
     workers: int = Field(default=1, ge=1)
-    people: int = Field(ge=1, description="drawn")
+    people: int = Field(ge=0, description="drawn")
     photographs: int = Field(ge=1, description="of each of them")
     folder: Path | None = Field(default=None, description="photographs of real faces, to be seen besides")
     detector_weights: Path | None = Field(default=None, description="the YuNet file that finds their faces")
@@ -410,6 +410,8 @@ class Pretrain(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Pretrain:
+        if not self.people and self.folder is None:
+            raise ValueError("people 0 and no folder leave nothing to learn from: draw people, or name a folder")
         if self.folder is not None and (self.detector_weights is None or self.origin is None):
             raise ValueError(
                 "folder needs detector_weights, YuNet's .onnx file, and origin: whose photographs these are"

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import platform
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch
 from ray.train import Checkpoint
@@ -23,8 +22,11 @@ from rich.progress import Progress
 from safetensors.torch import save_file
 
 from masm.backbones import STARTER, build_backbone
+from masm.backbones.inspection import file_hash
 from masm.cluster import PACKAGE, connected, discard
+from masm.data.importers.drawn import DrawnPhotograph
 from masm.data.importers.folder import FilePhotograph
+from masm.data.importers.photograph import Photograph
 from masm.data.versions import code_digest
 from masm.data.views import DRAWN_VIEWS, Viewing, Views, digest_of, drawn_people, make_views, photographs_in
 from masm.objective import ALONE, Place
@@ -43,15 +45,15 @@ README = """\
 
 `model.safetensors` holds a vision transformer without head: timm's `{name}` with
 `{arguments}`, mean and std 0.5.
-This project pretrained it by masked autoencoding after FSFM (CVPR 2025) on real faces alone: {hidden:.0%} of the
-patches hidden, one facial region whole and a like share of the others; the visible patches aligned with a slow copy's
-view of the whole face. Ours: the patch embedding starts as a whitening, and the energies of the patches are predicted
-beside the pixels. `docs/explanation/pretraining.md` says more.
+This project pretrained it by masked autoencoding after FSFM (CVPR 2025) on faces without a forgery: {hidden:.0%} of
+the patches hidden, one facial region whole and a like share of the others; the visible patches aligned with a slow
+copy's view of the whole face. Ours: the patch embedding starts as a whitening, and the energies of the patches are
+predicted beside the pixels. `docs/explanation/pretraining.md` says more.
 
 What it saw, and no forgery:
 {saw}
 
-- Command: `{command}`, seed {seed}, {steps} steps of {batch_size} images, peak learning rate {lr}.
+- Command: {command}; seed {seed}, {steps} steps of {batch_size} images, peak learning rate {lr}.
 - Loss reached: {loss[total]:.4f} ({terms}).
 - Its steps took {minutes:.0f} minutes with {workers} workers on {machine}, torch {torch}.
   Another machine rounds differently: there the command gives weights that are not bit-identical to these.
@@ -62,7 +64,8 @@ What it saw, and no forgery:
 
 PROBED = """\
 - A linear probe on its frozen features, fit on forged photographs of London: mean video AUC {pretrained:.3f} on the
-  test datasets, people disjoint; with random weights {random:.3f} (`python -m tests.benchmarks.pretraining`).
+  test datasets, people disjoint; with random weights {random:.3f}, with these and the patch embedding whitened,
+  as pretraining starts, {whitened:.3f} (`python -m tests.benchmarks.pretraining`).
 """
 
 
@@ -71,12 +74,14 @@ def main(settings: Settings, folder: Path = STARTER) -> None:
     chosen = settings.pretrain
     photographs = _photographs(settings)
     digest = digest_of(photographs)
-    name = f"pretrain-{fingerprint(settings.seed, chosen, digest, code_digest(PACKAGE))}"
+    made_by = (NAME, ARGUMENTS, _detector_digest(settings), code_digest(PACKAGE))
+    name = f"pretrain-{fingerprint(settings.seed, chosen, digest, *made_by)}"
     stored = settings.root / "data" / "work" / "pretrain" / f"{_views_name(settings, digest)}.safetensors"
     views = _views(settings, photographs, stored)
     with connected(settings.ray, cpus=chosen.workers):
         group = Group(name, settings.ray.storage, chosen.workers, MAX_FAILURES)
-        result = run_workers(worker, {"settings": settings, "views": stored}, group, "pretrain", chosen.steps)
+        config = {"settings": settings, "views": ray.put(views)}  # workers on other machines have not this disk
+        result = run_workers(worker, config, group, "pretrain", chosen.steps)
         trainer = make_pretrainer(settings, views)
         with result.checkpoint.as_directory() as checkpoint:
             trainer.load(Path(checkpoint))
@@ -84,8 +89,8 @@ def main(settings: Settings, folder: Path = STARTER) -> None:
     weights = {key: value.contiguous() for key, value in trainer.model.encoder.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
-    write_card(_card(settings, trainer, _saw(chosen, views, photographs, digest)), folder)
-    shutil.rmtree(stored.parent)
+    write_card(_card(settings, trainer, _saw(settings, views, photographs, digest)), folder)
+    stored.unlink()
     discard(settings.ray.storage, name)
 
 
@@ -127,7 +132,7 @@ def worker(config: dict[str, Any]) -> None:
     place = Place(context.get_world_rank(), context.get_world_size())
     settings: Settings = config["settings"]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
-    trainer = make_pretrainer(settings, Views.load(config["views"]), place, replicate)
+    trainer = make_pretrainer(settings, ray.get(config["views"]), place, replicate)
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             trainer.load(Path(folder))
@@ -160,9 +165,20 @@ def _photographs(settings: Settings) -> list[FilePhotograph]:
 def _views_name(settings: Settings, digest: str) -> str:
     """Another one whenever the views would be others."""
     chosen = settings.pretrain
-    return fingerprint(
-        settings.seed, chosen.people, chosen.photographs, chosen.views, digest, code_digest(PACKAGE / "data")
-    )
+    made_by = (ARGUMENTS, _detector_digest(settings), code_digest(PACKAGE / "data"))
+    return fingerprint(settings.seed, chosen.people, chosen.photographs, chosen.views, digest, *made_by)
+
+
+def _detector_digest(settings: Settings) -> str | None:
+    """Of the file that finds the folder's faces."""
+    chosen = settings.pretrain
+    if chosen.folder is None or chosen.detector_weights is None:
+        return None
+    return file_hash(settings.path(chosen.detector_weights))
+
+
+def _drawn(settings: Settings) -> list[DrawnPhotograph]:
+    return drawn_people(settings.seed, settings.pretrain.people, settings.pretrain.photographs)
 
 
 def _views(settings: Settings, photographs: Sequence[FilePhotograph], stored: Path) -> Views:
@@ -170,8 +186,7 @@ def _views(settings: Settings, photographs: Sequence[FilePhotograph], stored: Pa
     if stored.exists():
         return Views.load(stored)
     chosen, size, patch = settings.pretrain, ARGUMENTS["img_size"], ARGUMENTS["patch_size"]
-    drawn = drawn_people(settings.seed, chosen.people, chosen.photographs)
-    viewings = [Viewing(photo, DRAWN_VIEWS, size, patch, settings.seed) for photo in drawn]
+    viewings = [Viewing(photo, DRAWN_VIEWS, size, patch, settings.seed) for photo in _drawn(settings)]
     viewings += [Viewing(photo, chosen.views, size, patch, settings.seed) for photo in photographs]
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("views", total=len(viewings))
@@ -183,28 +198,22 @@ def _views(settings: Settings, photographs: Sequence[FilePhotograph], stored: Pa
     return views
 
 
-def _saw(chosen: Pretrain, views: Views, photographs: Sequence[FilePhotograph], digest: str) -> list[dict[str, Any]]:
+def _saw(settings: Settings, views: Views, photographs: Sequence[FilePhotograph], digest: str) -> list[dict[str, Any]]:
     """What the run learned from: counts, origins and terms."""
-    drawn = chosen.people * chosen.photographs
-    saw = [
-        {
-            "photographs": drawn,
-            "people": chosen.people,
-            "crops": drawn * DRAWN_VIEWS,
-            "origin": "faces drawn by masm/data/procedural.py (Apache-2.0)",
-        }
-    ]
+    chosen, saw = settings.pretrain, []
+    if drawn := _drawn(settings):
+        origin = "faces drawn by masm/data/procedural.py (Apache-2.0)"
+        saw.append({**_counts(drawn, DRAWN_VIEWS, views), "people": chosen.people, "origin": origin})
     if photographs:
-        saw.append(
-            {
-                "photographs": len(photographs) - len(views.unusable),
-                "crops": len(views) - drawn * DRAWN_VIEWS,
-                "origin": chosen.origin,
-                "sha256": digest,
-                "unusable": views.unusable,
-            }
-        )
+        saw.append({**_counts(photographs, chosen.views, views), "origin": chosen.origin, "sha256": digest})
     return saw
+
+
+def _counts(photographs: Sequence[Photograph], crops: int, views: Views) -> dict[str, Any]:
+    """How many of the photographs gave `crops` crops each, and which gave none."""
+    unusable = {photo.name: views.unusable[photo.name] for photo in photographs if photo.name in views.unusable}
+    usable = len(photographs) - len(unusable)
+    return {"photographs": usable, "crops": usable * crops, "unusable": unusable}
 
 
 def _card(settings: Settings, trainer: Pretrainer, saw: list[dict[str, Any]]) -> dict[str, Any]:
@@ -213,11 +222,16 @@ def _card(settings: Settings, trainer: Pretrainer, saw: list[dict[str, Any]]) ->
     return {
         "name": NAME, "arguments": ARGUMENTS, "mean": half, "std": half, "license": "Apache-2.0",
         "pretraining": {
-            "command": "python -m pipelines.pretrain", "seed": settings.seed, **chosen, "saw": saw,
+            "command": _command(settings.pretrain), "seed": settings.seed, **chosen, "saw": saw,
             "loss": trainer.mean_losses(), "minutes": round(trainer.seconds / 60, 1),
-            "machine": f"{os.cpu_count()} CPU threads ({platform.machine()})", "torch": torch.__version__,
+            "machine": trainer.machine, "torch": torch.__version__,
         },
     }  # fmt: skip
+
+
+def _command(chosen: Pretrain) -> str:
+    photographs = "" if chosen.folder is None else " with `pretrain.folder` at the photographs that it saw"
+    return f"`python -m pipelines.pretrain`{photographs}"
 
 
 if __name__ == "__main__":

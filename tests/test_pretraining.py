@@ -294,6 +294,34 @@ def test_a_loss_that_is_no_number_stops_the_run_before_the_weights() -> None:
     assert torch.equal(trainer.model.encoder.blocks[0].attn.qkv.weight, before)
 
 
+def test_a_gradient_that_is_no_number_stops_the_run_before_the_weights() -> None:
+    """Clipping to a norm would make of one infinity nothing but NaN, while the loss is finite still."""
+    trainer = make_pretrainer(noise(), replace(RECIPE, steps=4))
+    trainer.step()
+    trainer.model.predict.bias.register_hook(lambda gradient: gradient * math.inf)
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(UserError, match=r"norm (inf|nan) at step 1: lower pretrain\.lr"):
+        trainer.step()
+    assert np.isfinite(trainer.losses).all()
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize(("hidden", "count"), [(0.01, 0), (0.99, 16)])
+def test_a_share_that_hides_nothing_or_all_is_refused(hidden: float, count: int) -> None:
+    with pytest.raises(UserError, match=rf"pretrain\.hidden {hidden} hides {count} of 16 patches"):
+        make_pretrainer(noise(), replace(RECIPE, hidden=hidden))
+
+
+def test_a_checkpoint_knows_its_machine(tmp_path: Path) -> None:
+    run(noise(), replace(RECIPE, steps=1)).save(tmp_path)
+    progress = json.loads((tmp_path / "progress.json").read_text())
+    assert "CPU threads" in progress["machine"]
+    (tmp_path / "progress.json").write_text(json.dumps({**progress, "machine": "a GPU of a worker"}))
+    loaded = make_pretrainer(noise())
+    loaded.load(tmp_path)
+    assert loaded.machine == "a GPU of a worker"
+
+
 def test_targets_are_normalised_patches_in_the_order_of_the_tokens() -> None:
     model = make_model()
     image = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))

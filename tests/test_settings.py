@@ -99,6 +99,7 @@ def test_the_shipped_file_loads() -> None:
             "compare.adapters: probe's features are frozen",
         ),
         ("pretrain.folder", "faces", "pretrain: folder needs detector_weights"),
+        ("pretrain.people", 0, "pretrain: people 0 and no folder leave nothing to learn from"),
         ("pretrain.batch_size", 127, "pretrain: batch_size (127) must be a multiple of workers (2)"),
         ("root", "/", "root: not a setting"),
     ],

@@ -7,6 +7,6 @@ class order, `loading` makes the model. `inspection` and `conversion` are the co
 
 from __future__ import annotations
 
-from masm.backbones.loading import STARTER, Backbone, build_backbone, load_backbone, state_differences
+from masm.backbones.loading import STARTER, Backbone, build_backbone, load_backbone, load_folder, state_differences
 
-__all__ = ["STARTER", "Backbone", "build_backbone", "load_backbone", "state_differences"]
+__all__ = ["STARTER", "Backbone", "build_backbone", "load_backbone", "load_folder", "state_differences"]

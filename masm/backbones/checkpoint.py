@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from timm.models import clean_state_dict
 from torch import Tensor
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from masm.errors import UserError
 
@@ -75,12 +76,16 @@ def find_weights(loaded: Any, path: Path) -> Checkpoint:
     if isinstance(loaded, Mapping):
         for container in ("", *_CONTAINERS):
             found = loaded.get(container) if container else loaded
-            if isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values()):
+            if isinstance(found, Mapping) and found and all(map(_is_weight, found.items())):
                 return Checkpoint(path, clean_state_dict(dict(found)), container)
     raise UserError(
         f"{path} holds no weights, which are a dict of tensors or one under {' or '.join(_CONTAINERS)}: give "
         "another file."
     )
+
+
+def _is_weight(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -95,11 +100,29 @@ def _read_safetensors(path: Path) -> Checkpoint:
 
 def _read_torch(path: Path) -> Checkpoint:
     try:
+        with path.open("rb") as file:
+            file.read(1)
+    except OSError as error:  # torch has OSErrors of its own for what is damaged
+        raise UserError(f"{path} cannot be read ({error}): see to the disk and to its permissions.") from error
+    try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGED as error:
-        if isinstance(error, UnpicklingError) and (found := re.search(r"GLOBAL ([\w.]+)", str(error))):
-            raise NeedsCodeError(path, found[1]) from None
+        if isinstance(error, UnpicklingError) and (first := re.search(r"GLOBAL ([\w.]+)", str(error))):
+            raise NeedsCodeError(path, _code_in(path) or f"at least {first[1]}") from None
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path} is a TorchScript archive, which is a program: give the weights of its model alone, as "
+                "torch.save(model.state_dict(), ...) writes them."
+            ) from error
         raise UserError(
             f"{path} is no checkpoint of torch.save, or is damaged ({type(error).__name__}): fetch it anew."
         ) from error
     return find_weights(loaded, path)
+
+
+def _code_in(path: Path) -> str:
+    """All that only running code could read; empty where torch cannot list it, as in its older format."""
+    try:
+        return ", ".join(sorted(get_unsafe_globals_in_checkpoint(path)))
+    except _DAMAGED:
+        return ""

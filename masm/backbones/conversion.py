@@ -6,8 +6,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from masm.backbones.checkpoint import CONTAINER, Checkpoint, NeedsCodeError, read_checkpoint
@@ -34,17 +36,28 @@ def convert(source: Path, target: Path, run_code: bool) -> None:
         raise UserError(f"{target} must end with .safetensors and not be there: name another file to write.")
     if not target.parent.is_dir():
         raise UserError(f"{target.parent} is no folder: make it, or name another file to write.")
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        try:
-            checkpoint = read_checkpoint(source)
-        except NeedsCodeError:
-            if not run_code:
-                raise
-            checkpoint = _read_elsewhere(source, Path(folder))
-        tensors = {name: value.clone().contiguous() for name, value in checkpoint.tensors.items()}
-        metadata = {CONTAINER: checkpoint.container, _SOURCE: source.name, _SOURCE_HASH: file_hash(source)}
-        save_file(tensors, Path(folder) / target.name, metadata)
-        os.replace(Path(folder) / target.name, target)
+    try:
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            try:
+                checkpoint = read_checkpoint(source)
+            except NeedsCodeError:
+                if not run_code:
+                    raise
+                checkpoint = _read_elsewhere(source, Path(folder))
+            _write(checkpoint, Path(folder) / target.name)
+            os.replace(Path(folder) / target.name, target)
+    except (OSError, SafetensorError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"{source} cannot be written as {target} ({type(error).__name__}: {error}): it takes a folder that can be "
+            "written, and tensors that are neither sparse nor quantised."
+        ) from error
+
+
+def _write(checkpoint: Checkpoint, path: Path) -> None:
+    tensors = {name: value.clone().contiguous() for name, value in checkpoint.tensors.items()}
+    source = checkpoint.path
+    save_file(tensors, path, {CONTAINER: checkpoint.container, _SOURCE: source.name, _SOURCE_HASH: file_hash(source)})
+    path.chmod(0o644)  # safetensors writes it for its owner alone
 
 
 def _read_elsewhere(source: Path, folder: Path) -> Checkpoint:
@@ -56,4 +69,4 @@ def _read_elsewhere(source: Path, folder: Path) -> Checkpoint:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"{source} could not be unpickled ({reason}): what it needs must be importable here.")
-    return read_checkpoint(extracted)
+    return replace(read_checkpoint(extracted), path=source)

@@ -20,10 +20,11 @@ from masm.backbones.loading import build_backbone, state_differences
 from masm.errors import UserError
 
 _WORDS = {
-    192: "tiny", 256: "wee", 320: "little", 384: "small", 512: "medium", 640: "betwixt", 768: "base", 1024: "large",
-    1280: "huge", 1408: "giant", 1536: "giant", 1664: "gigantic",
+    192: "tiny", 256: "wee pwee dwee dpwee xsmall", 320: "little dlittle", 384: "small", 512: "medium mediumd",
+    640: "betwixt", 768: "base", 832: "so150m2", 896: "so150m plus", 1024: "large intern300m", 1152: "so400m",
+    1280: "huge", 1408: "giant", 1536: "giant giantopt gigantic", 1664: "gigantic", 2432: "5b", 4096: "7b",
 }  # fmt: skip
-"""timm's word for a width: of some 1400 models it leaves few to be compared key by key."""
+"""timm's words for a width: of some 1400 models they leave few to be compared key by key."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,9 @@ def inspect_file(path: Path) -> Inspection:
     reading = read_as(checkpoint, kinds[0])
     weights = {name.removeprefix("backbone."): value for name, value in reading.weights.items()}
     patches = weights.get("patch_embed.proj.weight")
-    width, patch_size = (None, None) if patches is None else (patches.shape[0], patches.shape[-1])
+    width, patch_size = (None, None)
+    if patches is not None and patches.ndim == 4:
+        width, patch_size = patches.shape[0], patches.shape[-1]
     tokens, image_size = _positions(weights.get("pos_embed"), patch_size)
     is_detector = kinds == ("masm detector",)
     return Inspection(
@@ -116,11 +119,17 @@ def _positions(embeddings: Tensor | None, patch_size: int | None) -> tuple[int |
 def _fits(
     checkpoint: Checkpoint, kinds: tuple[Kind, ...], width: int | None, patch_size: int | None, image_size: int | None
 ) -> tuple[Fit, ...]:
-    word = _WORDS.get(width or 0)
-    names = timm.list_models(f"*_{word}_*patch{patch_size}*") if word else []
-    names.sort(key=lambda name: (not name.startswith("vit_"), len(name), name))  # the plain ones first
-    found = (_fit(checkpoint, kind, name, image_size) for kind in kinds for name in names)
+    names = sorted(candidates(width, patch_size), key=lambda name: (not name.startswith("vit_"), len(name), name))
+    found = (_fit(checkpoint, kind, name, image_size) for kind in kinds for name in names)  # the plain ones first
     return tuple(fit for fit in found if fit is not None)
+
+
+def candidates(width: int | None, patch_size: int | None) -> list[str]:
+    """timm's models that have this width and patch by their names."""
+    words = _WORDS.get(width or 0, "").split()
+    return [
+        name for name in timm.list_models(f"*patch{patch_size}*") if any(f"_{word}_" in f"{name}_" for word in words)
+    ]
 
 
 def _fit(checkpoint: Checkpoint, kind: Kind, name: str, image_size: int | None) -> Fit | None:

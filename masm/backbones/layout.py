@@ -57,14 +57,15 @@ def possible_kinds(checkpoint: Checkpoint) -> tuple[Kind, ...]:
     """What a checkpoint can be by its content; more than one where that does not say."""
     tensors = checkpoint.tensors
     head = tensors.get("head.weight")
-    if head is not None and len(head) == 1 and any(name.startswith("backbone.") for name in tensors):
+    logits = len(head) if head is not None and head.ndim == 2 else None
+    if logits == 1 and any(name.startswith("backbone.") for name in tensors):
         return ("masm detector",)
     if any(name.startswith(_FSFM_ALONE) for name in tensors):
         return ("fsfm pretraining",)
     if checkpoint.container == "state_dict":
         return ("timm",)
     in_model = checkpoint.container == "model"
-    if head is not None and len(head) == len(FSFM_CLASSES) and "fc_norm.weight" in tensors:
+    if logits == len(FSFM_CLASSES) and "fc_norm.weight" in tensors:
         return ("fsfm fine-tuned",) if in_model else ("fsfm fine-tuned", "timm")
     if head is None and in_model:
         return ("fsfm pretraining", "timm")
@@ -117,7 +118,8 @@ def read_as(checkpoint: Checkpoint, kind: Kind) -> Reading:
 def _fake_logit(checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
     """The logit "fake" of a head with two logits: the one of fake less the one of real."""
     weight, bias = (checkpoint.tensors.get(f"head.{name}") for name in ("weight", "bias"))
-    if weight is None or bias is None or len(weight) != len(FSFM_CLASSES) or len(bias) != len(FSFM_CLASSES):
+    classes = (len(FSFM_CLASSES),)
+    if weight is None or bias is None or weight.ndim != 2 or weight.shape[:1] != classes or bias.shape != classes:
         raise UserError(
             f"{checkpoint.path} has no head with weight and bias for the {len(FSFM_CLASSES)} classes of a fine-tuned "
             "FSFM: set backbone.layout to timm, or give another file."

@@ -70,7 +70,7 @@ def load_backbone(name: str, weights: str | Path, image_size: int, layout: Layou
         UserError: unknown model, unreadable file, or weights that do not belong to this model.
     """
     if weights == "starter":
-        return _load_starter(image_size)
+        return load_folder(STARTER, image_size)
     with torch.device("meta"):
         build_backbone(name, {"img_size": image_size})  # a wrong name is said before anything is read or fetched
     if weights == "hub":
@@ -84,10 +84,15 @@ def load_backbone(name: str, weights: str | Path, image_size: int, layout: Layou
     return Backbone(model.eval(), mean, std, name, arguments, reading.head)
 
 
-def _load_starter(image_size: int) -> Backbone:
-    path = STARTER / "model.safetensors"
+def load_folder(folder: Path, image_size: int) -> Backbone:
+    """Load a backbone with its card, as `pipelines.pretrain` leaves them, for images of `image_size` pixels.
+
+    Raises:
+        UserError: the weights are not those of the model that card.json names.
+    """
+    path = folder / "model.safetensors"
     reading = read_as(read_checkpoint(path), "timm")
-    card = json.loads((STARTER / "card.json").read_text())
+    card = json.loads((folder / "card.json").read_text())
     name, arguments = card["name"], {**card["arguments"], "img_size": image_size}
     model = build_backbone(name, arguments)
     _load_weights(model, reading, name, path)
@@ -131,6 +136,8 @@ def _load_weights(model: nn.Module, reading: Reading, name: str, path: Path) -> 
 
 def _resample_positions(positions: Tensor, model: VisionTransformer) -> Tensor:
     """Position embeddings (1, tokens, D) interpolated to the model's grid of patches; others as they are."""
+    if not hasattr(model, "no_embed_class"):  # a family whose positions are laid out in another way
+        return positions
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     patches = positions.shape[1] - prefix if positions.ndim == 3 else 0
     if patches < 1 or math.isqrt(patches) ** 2 != patches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -15,6 +16,12 @@ MOST_PIXELS = 2**26
 
 class ImageError(ValueError):
     """An image cannot be used; the message is the reason, short enough for a table of failed frames."""
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Every image file of a folder and the folders below it, sorted by path in C order; a dangling link is one."""
+    found = (file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir())
+    return sorted(found, key=str)
 
 
 def decode_image(data: bytes) -> np.ndarray:

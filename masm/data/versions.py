@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -20,7 +22,7 @@ def digests(settings: Settings) -> dict[str, str]:
     """The MD5 of each dataset's face table, as dvc.lock holds it.
 
     Raises:
-        UserError: a dataset has not been ingested by DVC.
+        UserError: a dataset has not been ingested by DVC, or dvc.lock is damaged.
     """
     stages = _locked_stages(settings.root)
     found = {}
@@ -49,7 +51,7 @@ def fetch_missing(root: Path, stages: list[str]) -> None:
         stages: names of the stages whose outputs are needed.
 
     Raises:
-        UserError: an output is neither here nor in the remote.
+        UserError: an output is neither here nor in the remote, or dvc.lock is damaged.
     """
     locked = _locked_stages(root)
     needed = {stage: locked[stage]["outs"] for stage in stages if stage in locked}
@@ -99,7 +101,7 @@ def fetch_table(root: Path, dataset: str, revision: str, out: Path) -> str:
 
     Raises:
         UserError: `out` is there already, `root` is in no git repository, the revision is unknown, it has no such
-            dataset, or neither cache nor remote gives it.
+            dataset, neither cache nor remote gives it, or what they give has another MD5.
     """
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -113,13 +115,18 @@ def fetch_table(root: Path, dataset: str, revision: str, out: Path) -> str:
     try:
         files = DVCFileSystem(str(root), rev=revision)
         workspace = root.resolve().relative_to(Path(files.repo.scm.root_dir).resolve())
-        stages = yaml.safe_load(files.read_text(str(workspace / "dvc.lock")))["stages"]
+        stages = _stages(files.read_text(str(workspace / "dvc.lock")), f"of revision {revision}")
         if f"ingest@{dataset}" not in stages:
             names = ", ".join(sorted(stage.removeprefix("ingest@") for stage in stages if "@" in stage))
             raise UserError(f"there is no dataset {dataset!r} in dvc.lock at revision {revision}: it has {names}.")
         table = stages[f"ingest@{dataset}"]["outs"][0]
         partial.parent.mkdir(parents=True, exist_ok=True)
         files.get(str(workspace / table["path"]), str(partial), recursive=True)
+        if (found := folder_md5(partial)) != table["md5"]:
+            raise UserError(
+                f"the face table of {dataset} at revision {revision} came with MD5 {found}, not {table['md5']}: it is "
+                "damaged in DVC's cache or remote, remove it there and run `dvc push` where the data was made."
+            )
         partial.rename(out)
     except (DvcException, DataIndexError, OSError) as error:
         raise UserError(
@@ -135,7 +142,30 @@ def _locked_stages(root: Path) -> dict[str, Any]:
     lock = root / "dvc.lock"
     if not lock.is_file():
         return {}
-    return yaml.safe_load(lock.read_text()).get("stages", {})
+    return _stages(lock.read_text(), f"in {root}")
+
+
+def _stages(lock: str, where: str) -> dict[str, Any]:
+    """The stages of a dvc.lock, by name."""
+    try:
+        return dict(yaml.safe_load(lock)["stages"])
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise UserError(
+            f"the dvc.lock {where} is damaged: it holds no stages, or is no YAML, as with marks of a conflict in it; "
+            "take one that git has (`git checkout REVISION -- dvc.lock`), or remove it and run `dvc repro`."
+        ) from None
+
+
+def folder_md5(folder: Path) -> str:
+    """What DVC calls the MD5 of a folder: that of the JSON listing of its files, sorted by path."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    listing = [{"md5": _file_md5(folder / path), "relpath": path} for path in paths]
+    return f"{hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest()}.dir"
+
+
+def _file_md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def in_checkout(root: Path) -> bool:

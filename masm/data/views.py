@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from safetensors.numpy import save_file
 
 from masm.data.camera import CAMERAS, compress, decompress, expose
 from masm.data.faces import CropProfile, Face, Jitter, crop, crop_landmarks, make_profile
-from masm.data.images import IMAGE_SUFFIXES, ImageError
+from masm.data.images import ImageError, image_files
 from masm.data.importers.drawn import DrawnPhotograph
 from masm.data.importers.folder import FilePhotograph
 from masm.data.importers.photograph import Photograph, Unusable
@@ -119,12 +120,12 @@ def drawn_people(seed: int, people: int, photographs: int) -> list[DrawnPhotogra
 
 
 def photographs_in(folder: Path, detector_weights: Path) -> list[FilePhotograph]:
-    """Every image file of a folder and the folders below it, sorted by path.
+    """Every image file of a folder and the folders below it, sorted by path in C order.
 
     Raises:
         UserError: the folder holds none, or YuNet's file is missing.
     """
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = image_files(folder)
     if not files:
         raise UserError(f"{folder} (pretrain.folder) holds no photographs: give a folder of real faces.")
     profile = make_profile("yunet", WORKING_SIZE, 1.0, detector_weights)
@@ -135,8 +136,14 @@ def photographs_in(folder: Path, detector_weights: Path) -> list[FilePhotograph]
 
 
 def digest_of(photographs: Sequence[FilePhotograph]) -> str:
-    """SHA-256 of the list of photographs: one line each, the file's SHA-256, two spaces and its name."""
-    lines = (f"{hashlib.sha256(photo.path.read_bytes()).hexdigest()}  {photo.name}\n" for photo in photographs)
+    """SHA-256 of the list of photographs: one line each, the file's SHA-256, two spaces and its name.
+
+    A file that cannot be read has no line; `make_views` names it.
+    """
+    lines = []
+    for photo in photographs:
+        with suppress(OSError):
+            lines.append(f"{hashlib.sha256(photo.path.read_bytes()).hexdigest()}  {photo.name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -62,13 +62,15 @@ def test_a_converted_file_is_read_as_the_checkpoint_was(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", ["n\n", ""])
 def test_without_a_yes_no_code_runs(tmp_path: Path, answer: str) -> None:
     source, target = tmp_path / "checkpoint.pth", tmp_path / "model.safetensors"
-    torch.save({"model": fsfm.encoder(), "args": Telling(tmp_path / "marker")}, source)
+    args = [argparse.Namespace(lr=1e-3), Telling(tmp_path / "marker")]
+    torch.save({"model": fsfm.encoder(), "args": args}, source)
     with pytest.raises(NeedsCodeError):
         convert(source, target, run_code=False)
     result = CliRunner().invoke(app, ["backbone", "convert", str(source), str(target)], input=answer)
     assert isinstance(result.exception, UserError)
     assert "was not converted" in str(result.exception)
     assert "runs code" in result.output
+    assert "argparse.Namespace, posix.system" in result.output
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth"]
 
 
@@ -125,3 +127,27 @@ def test_the_target_is_checked_first(tmp_path: Path, name: str, said: str) -> No
     with pytest.raises(UserError, match=said):
         convert(tmp_path / "checkpoint.pth", tmp_path / name, run_code=False)
     assert (tmp_path / "there.safetensors").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("kind", ["sparse", "quantised"])
+def test_what_safetensors_cannot_hold_is_said(tmp_path: Path, kind: str) -> None:
+    plain = torch.eye(4)
+    odd = plain.to_sparse() if kind == "sparse" else torch.quantize_per_tensor(plain, 0.1, 0, torch.qint8)
+    torch.save({"a": odd}, tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match="neither sparse nor quantised"):
+        convert(tmp_path / "checkpoint.pth", tmp_path / "model.safetensors", run_code=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pth"]
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("needs Linux's /proc, where nobody makes files")
+    torch.save(fsfm.encoder(), tmp_path / "checkpoint.pth")
+    with pytest.raises(UserError, match="a folder that can be written"):
+        convert(tmp_path / "checkpoint.pth", Path("/proc/self/model.safetensors"), run_code=False)
+
+
+def test_others_may_read_the_converted_file(tmp_path: Path) -> None:
+    torch.save(fsfm.encoder(), tmp_path / "checkpoint.pth")
+    convert(tmp_path / "checkpoint.pth", tmp_path / "model.safetensors", run_code=False)
+    assert (tmp_path / "model.safetensors").stat().st_mode & 0o777 == 0o644

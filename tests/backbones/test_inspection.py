@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from masm.backbones import load_backbone
-from masm.backbones.inspection import inspect_file
+from masm.backbones import build_backbone, load_backbone
+from masm.backbones.inspection import candidates, inspect_file
 from masm.cli import app
 from masm.detector import Detector
 from masm.errors import UserError
@@ -126,3 +126,27 @@ def test_the_command_prints_it(plain: Path) -> None:
         "std": [0.5] * 3,
     }
     assert as_json["embed_dim"] == 192
+
+
+@pytest.mark.parametrize("name", ["head.weight", "patch_embed.proj.weight", "pos_embed", "blocks."])
+@pytest.mark.parametrize("container", ["", "model"])
+def test_tensors_without_a_shape_are_no_backbone(tmp_path: Path, name: str, container: str) -> None:
+    tensors = {name: torch.tensor(1.0), "fc_norm.weight": torch.zeros(2)}
+    torch.save({container: tensors} if container else tensors, tmp_path / "odd.pth")
+    assert inspect_file(tmp_path / "odd.pth").fits == ()
+    with pytest.raises(UserError):
+        load_backbone("test_vit", tmp_path / "odd.pth", 64, "fsfm")
+
+
+@pytest.mark.slow
+def test_every_vision_transformer_is_among_the_candidates_of_its_shape() -> None:
+    missed = set()
+    for name in timm.list_models(["vit_*patch*", "pe_core_*patch*"]):
+        try:
+            with torch.device("meta"):
+                weight = build_backbone(name, {}).patch_embed.proj.weight
+        except (UserError, AttributeError):
+            continue
+        if name not in candidates(weight.shape[0], weight.shape[-1]):
+            missed.add(name)
+    assert missed == set()

@@ -124,6 +124,13 @@ def test_files_of_other_families_give_the_outputs_of_plain_timm(tmp_path: Path, 
     assert backbone.head is None, "two classes of which no key says which is fake"
 
 
+def test_a_family_whose_positions_cannot_be_resampled_is_said(tmp_path: Path) -> None:
+    weights = timm.create_model("cait_xxs24_224", num_classes=0).state_dict()
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"shape of pos_embed is \(1, 196, 192\)"):
+        load_backbone("cait_xxs24_224", tmp_path / "model.safetensors", 64)
+
+
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Where timm looks for the weights of `test_vit`, instead of the hub."""

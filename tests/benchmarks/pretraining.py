@@ -1,8 +1,9 @@
-"""What pretraining brings: a linear probe on frozen features, pretrained against random, on forged photographs.
+"""What pretraining brings: a linear probe on frozen features of forged photographs, and of the starts before it.
 
 The photographs are those of London in ../shared, which no pretraining here has seen; swap and reenact are what the
-probe learns from, the test datasets what judges it, people disjoint. Both backbones are of one architecture; the
-random figures are means over several seeds. `--record` writes the figures to the card of the pretrained one.
+probe learns from, the test datasets what judges it, people disjoint. All backbones are of one architecture: the
+pretrained one, random ones, and the same random ones with the whitened patch embedding that pretraining starts from.
+Figures of these are means over several seeds. `--record` writes the figures to the card of the pretrained one.
 """
 
 from __future__ import annotations
@@ -11,26 +12,29 @@ import json
 import shutil
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from safetensors.torch import load_file
+from torch import Tensor
 
 from masm.adapters import AdapterSettings
-from masm.backbones import STARTER, Backbone, build_backbone
+from masm.backbones import STARTER, Backbone, build_backbone, load_folder
 from masm.data.frames import load_frames
 from masm.data.ingest import ingest
+from masm.data.views import DRAWN_VIEWS, Viewing, drawn_people, make_views
 from masm.detector import Detector
 from masm.evaluation import scored_frames, video_scores
 from masm.metrics import area_under_curve
+from masm.pretraining import SAMPLED, sample_of, whiten_patches
 from masm.probe import fit_probe
 from masm.scoring import score
 from masm.settings import Settings, load_settings
 from masm.workspace import YUNET, Source, create_workspace
-from pipelines.pretrain import write_card
+from pipelines.pretrain import ARGUMENTS, write_card
 from tests.benchmarks.output import Figures, show
 from tests.conftest import ROOT
 
@@ -51,17 +55,26 @@ def make_tables(root: Path) -> Settings:
     return settings
 
 
-def make_backbone(folder: Path, size: int, seed: int | None) -> Backbone:
-    """The backbone of a folder with card.json, for images of `size` pixels; with random weights by `seed`."""
-    card = json.loads((folder / "card.json").read_text())
+def drawn_sample(seed: int) -> Tensor:
+    """Images whose patches are whitened: of drawn people as a run with this seed has them, no photographs besides."""
+    photographs = drawn_people(seed, SAMPLED // DRAWN_VIEWS, 1)
+    size, patch = ARGUMENTS["img_size"], ARGUMENTS["patch_size"]
+    viewings = [Viewing(photo, DRAWN_VIEWS, size, patch, seed) for photo in photographs]
+    return sample_of(make_views(viewings, lambda done: None))
+
+
+def random_backbone(pretrained: Backbone, size: int, seed: int, whitened: Tensor | None) -> Backbone:
+    """The pretrained backbone with random weights for images of `size` pixels.
+
+    Where a sample is given, its patches are whitened: so pretraining starts.
+    """
     with torch.random.fork_rng():
-        torch.manual_seed(seed or 0)
-        model = build_backbone(card["name"], card["arguments"])
-    if seed is None:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
-    model.set_input_size(img_size=size)  # resamples the position embeddings
-    arguments = {**card["arguments"], "img_size": size}
-    return Backbone(model.eval(), tuple(card["mean"]), tuple(card["std"]), card["name"], arguments)
+        torch.manual_seed(seed)
+        model: Any = build_backbone(pretrained.name, {**pretrained.arguments, "img_size": ARGUMENTS["img_size"]})
+    if whitened is not None:
+        whiten_patches(model, whitened)
+    model.set_input_size(img_size=size)  # resamples the position embeddings, as loading does
+    return replace(pretrained, model=model.eval())
 
 
 def probe_figures(backbone: Backbone, settings: Settings) -> Figures:
@@ -94,16 +107,20 @@ def main(
     recorded: Annotated[bool, typer.Option("--record", help="write the figures to the card")] = False,
     threads: Annotated[int, typer.Option(help="of the processor")] = 2,
 ) -> None:
-    """Fit the probe on a pretrained backbone and on random ones, and judge both."""
+    """Fit the probe on a pretrained backbone and on those that it could have started as, and judge all."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as root:
         settings = make_tables(Path(root)) if workspace is None else load_settings(workspace / "params.yaml")
-        size = settings.crop.size
-        pretrained = probe_figures(make_backbone(folder, size, None), settings)
-        random = [probe_figures(make_backbone(folder, size, seed), settings) for seed in range(1, seeds + 1)]
-    figures = {f"probe.pretrained.{name}": value for name, value in pretrained.items()}
-    figures |= {f"probe.random.{name}": float(np.mean([run[name] for run in random])) for name in pretrained}
-    figures |= {f"probe.{of}": figures[f"probe.{of}.video_auc"] for of in ("pretrained", "random")}
+        pretrained = load_folder(folder, settings.crop.size)
+        starts: dict[str, Tensor | None] = {"random": None, "whitened": drawn_sample(settings.seed)}
+        runs = {"pretrained": [probe_figures(pretrained, settings)]}
+        for name, sample in starts.items():
+            backbones = (random_backbone(pretrained, settings.crop.size, 1 + seed, sample) for seed in range(seeds))
+            runs[name] = [probe_figures(backbone, settings) for backbone in backbones]
+    figures: Figures = {}
+    for name, found in runs.items():
+        figures |= {f"probe.{name}.{key}": float(np.mean([run[key] for run in found])) for key in found[0]}
+    figures |= {f"probe.{name}": figures[f"probe.{name}.video_auc"] for name in runs}
     if recorded:
         record(figures, folder)
     show("Linear probe on forged photographs of London", figures, as_json)

@@ -21,6 +21,7 @@ from masm.data.table import write_table
 from masm.data.versions import digests, fetch_missing, fetch_table
 from masm.errors import UserError
 from masm.settings import Settings, load_settings
+from tests.conftest import ROOT
 from tests.data.tables import FORGED, make_settings, row
 
 STAGE = "ingest@judge"
@@ -37,6 +38,7 @@ class History:
     workspace: Path
     tables: dict[str, Files]
     locked: dict[str, str]
+    storage: Path
 
 
 def git(folder: Path, *command: str) -> None:
@@ -74,10 +76,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> History:
     git(repository, "tag", "empty")
     with Repo.init(str(repository)) as repo, repo.config.edit() as config:
         config["core"]["remote"] = "storage"
-        config["remote"]["storage"] = {"url": str(folder / "remote")}
+        config["remote"]["storage"] = {"url": str(folder / "remote"), "verify": True}
     versions = {tag: commit_version(settings, tag) for tag in ("first", "second")}
     tables, locked = ({tag: version[part] for tag, version in versions.items()} for part in (0, 1))
-    return History(repository, settings.root, tables, locked)
+    return History(repository, settings.root, tables, locked, folder / "remote")
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def history(made: History, tmp_path: Path) -> History:
     clone = tmp_path / "clone"
     git(tmp_path, "clone", "-q", str(made.repository), str(clone))
     git(clone, "fetch", "-q", "--tags")
-    return History(clone, clone / "runs" / "one", made.tables, made.locked)
+    return History(clone, clone / "runs" / "one", made.tables, made.locked, made.storage)
 
 
 def directory_md5(files: Files) -> str:
@@ -135,6 +137,52 @@ def test_a_remote_without_the_table(history: History, tmp_path: Path) -> None:
         fetch_table(history.workspace, "judge", "first", tmp_path / "out")
     with pytest.raises(UserError, match="the DVC remote does not give them"):
         fetch_missing(history.workspace, [STAGE])
+
+
+def with_a_flipped_bit(history: History, folder: Path, verify: bool) -> None:
+    """Let the clone fetch from a copy of the remote, in which one bit of the table's outcomes is another one."""
+    content = history.tables["first"]["outcomes.json"]
+    digest = hashlib.md5(content).hexdigest()
+    shutil.copytree(history.storage, folder)
+    file = folder / "files" / "md5" / digest[:2] / digest[2:]
+    file.chmod(0o644)
+    file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with Repo(str(history.repository)) as repo, repo.config.edit() as config:
+        config["remote"]["storage"] = {"url": str(folder), "verify": verify}
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_damaged_remote_is_found_out(history: History, tmp_path: Path, verify: bool) -> None:
+    with_a_flipped_bit(history, tmp_path / "damaged", verify)
+    with pytest.raises(UserError, match=r"cannot be fetched|came with MD5 .* not " + history.locked["first"]):
+        fetch_table(history.workspace, "judge", "first", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_node_takes_nothing_damaged(history: History, tmp_path: Path) -> None:
+    git(history.repository, "checkout", "-q", "first")
+    with_a_flipped_bit(history, tmp_path / "damaged", verify=True)
+    with pytest.raises(UserError, match="the DVC remote does not give them"):
+        fetch_missing(history.workspace, [STAGE])
+
+
+def test_the_remote_that_ships_is_verified() -> None:
+    with Repo(str(ROOT)) as repo:
+        assert repo.config["remote"]["storage"]["verify"]
+
+
+@pytest.mark.parametrize("lock", ["", "schema: '2.0'\n", "<<<<<<< HEAD\nstages: {}\n=======\n", "stages: 3\n"])
+def test_a_damaged_lock_is_said(history: History, tmp_path: Path, lock: str) -> None:
+    (history.workspace / "dvc.lock").write_text(lock)
+    git(history.repository, "commit", "-q", "-am", "damaged")
+    settings = load_settings(history.workspace / "params.yaml")
+    for what in (
+        lambda: digests(settings),
+        lambda: fetch_missing(history.workspace, [STAGE]),
+        lambda: fetch_table(history.workspace, "judge", "HEAD", tmp_path / "out"),
+    ):
+        with pytest.raises(UserError, match=r"the dvc\.lock .* is damaged"):
+            what()
 
 
 def test_nothing_is_overwritten(history: History, tmp_path: Path) -> None:

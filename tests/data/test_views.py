@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
+from masm.data.importers.photograph import Unusable
 from masm.data.regions import REGIONS
 from masm.data.views import Viewing, Views, digest_of, drawn_people, make_views, photographs_in
 from masm.errors import UserError
@@ -59,6 +60,14 @@ def test_photographs_without_a_face_are_named_not_dropped(shared: Path, tmp_path
     lines = [f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n"
              for name in ("cut.jpg", "grey.png", "more/whole.jpg")]  # fmt: skip
     assert digest_of(photographs) == hashlib.sha256("".join(lines).encode()).hexdigest()
+    (folder / "folder.jpg").mkdir()
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    with_gone = photographs_in(folder, shared / "models" / "face_detection_yunet_2023mar.onnx")
+    assert [photo.name for photo in with_gone] == ["cut.jpg", "gone.jpg", "grey.png", "more/whole.jpg"]
+    assert digest_of(with_gone) == digest_of(photographs)
+    gone = Viewing(with_gone[1], 3, 64, 8, seed=1)()
+    assert isinstance(gone, Unusable)
+    assert "No such file" in gone.reason
     with pytest.raises(UserError, match=r"none of 1 photographs gave a face.*no face"):
         make_views([Viewing(photographs[1], 3, 64, 8, seed=1)], lambda done: None)
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from masm.backbones import build_backbone
 from masm.cluster import discard
+from masm.data.views import Views
 from masm.errors import UserError
 from masm.settings import Settings, load_settings
 from pipelines import pretrain
@@ -43,6 +45,8 @@ def test_a_run_that_failed_goes_on_and_leaves_weights_and_card(
 ) -> None:
     settings = make_settings(tmp_path, shared)
     views = tmp_path / "data" / "work" / "pretrain"
+    views.mkdir(parents=True)
+    (views / "of-another-run.safetensors").touch()
 
     class Killed(Exception):
         """Stands for a command that is killed once its workers are done."""
@@ -67,14 +71,14 @@ def test_a_run_that_failed_goes_on_and_leaves_weights_and_card(
         with pytest.raises(Killed):
             pretrain.main(settings, tmp_path / "starter")
     assert "empty.jpg gives no face: empty file" in capsys.readouterr().err
-    assert len(list(views.iterdir())) == 1
+    assert len(list(views.iterdir())) == 2
     left = checkpoints()
     assert left
     monkeypatch.setattr(pretrain, "make_views", no_more)
     monkeypatch.setattr(pretrain, "discard", discarded)
     pretrain.main(settings, tmp_path / "starter")
     assert kept == left
-    assert not views.exists()
+    assert [path.name for path in views.iterdir()] == ["of-another-run.safetensors"]
     assert not list((tmp_path / "ray").glob("pretrain-*"))
     card = json.loads((tmp_path / "starter" / "card.json").read_text())
     made = card["pretraining"]
@@ -83,13 +87,39 @@ def test_a_run_that_failed_goes_on_and_leaves_weights_and_card(
     assert made["saw"][1]["unusable"] == {"empty.jpg": "empty file"}
     assert len(made["saw"][1]["sha256"]) == 64
     assert made["loss"]["total"] > 0
+    assert "CPU threads" in made["machine"] or torch.cuda.is_available()
     assert str(tmp_path) not in json.dumps(card)
     encoder = build_backbone(card["name"], card["arguments"])
     encoder.load_state_dict(load_file(tmp_path / "starter" / "model.safetensors"))
     assert torch.isfinite(encoder(torch.zeros(1, 3, 64, 64))).all()
     readme = (tmp_path / "starter" / "README.md").read_text()
     assert "6 crops of 2 photographs: portraits (public domain)" in readme
+    assert "- Command: `python -m pipelines.pretrain` with `pretrain.folder` at the photographs" in readme
     assert made["saw"][1]["sha256"] in readme
+
+
+def test_the_card_counts_what_gave_no_face_where_it_belongs(shared: Path, tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, shared)
+    photographs = pretrain._photographs(settings)
+    lost = {pretrain._drawn(settings)[0].name: "no landmarks", "empty.jpg": "empty file"}
+    views = Views(np.zeros((10, 64, 64, 3), np.uint8), np.zeros((10, 64), np.uint8), lost)
+    drawn, portraits = pretrain._saw(settings, views, photographs, "")
+    assert (drawn["photographs"], drawn["crops"], list(drawn["unusable"])) == (1, 4, [*lost][:1])
+    assert (portraits["photographs"], portraits["crops"], list(portraits["unusable"])) == (2, 6, ["empty.jpg"])
+    alone = make_settings(tmp_path, shared, people=0)
+    assert [item["origin"] for item in pretrain._saw(alone, views, photographs, "")] == ["portraits (public domain)"]
+
+
+def test_other_views_have_another_name(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "yunet.onnx"
+    weights.write_bytes(b"one")
+    settings = make_settings(tmp_path, shared, detector_weights=str(weights))
+    names = [pretrain._views_name(settings, "")]
+    weights.write_bytes(b"another")
+    names.append(pretrain._views_name(settings, ""))
+    monkeypatch.setitem(pretrain.ARGUMENTS, "patch_size", 16)
+    names.append(pretrain._views_name(settings, ""))
+    assert len(set(names)) == 3
 
 
 def test_a_mistake_of_a_worker_is_told_in_a_sentence(shared: Path, tmp_path: Path) -> None:

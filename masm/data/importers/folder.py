@@ -15,7 +15,7 @@ from masm.data.faces import (
     make_detector,
     prepare_photograph,
 )
-from masm.data.images import IMAGE_SUFFIXES, ImageError, decode_image
+from masm.data.images import IMAGE_SUFFIXES, ImageError, decode_image, image_files
 from masm.data.importers.photograph import Named, Unusable
 from masm.data.index import Stamp, stamp_of
 from masm.data.profile import crop_profile, detector_weights
@@ -59,7 +59,7 @@ def folder_photographs(settings: Settings) -> list[FilePhotograph]:
     """
     assert settings.faces.folder is not None  # Settings sees to it
     folder = settings.path(settings.faces.folder)
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    files = image_files(folder)
     if not files:
         raise UserError(f"{folder} (faces.folder) holds no photographs: give a folder of {_suffixes()} files.")
     names = [str(file.relative_to(folder).with_suffix("")).replace("/", "-") for file in files]
