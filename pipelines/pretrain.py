@@ -53,7 +53,8 @@ predicted beside the pixels. `docs/explanation/pretraining.md` says more.
 What it saw, and no forgery:
 {saw}
 
-- Command: {command}; seed {seed}, {steps} steps of {batch_size} images, peak learning rate {lr}.
+- Command: {command}:
+  seed {seed}, {steps} steps of {batch_size} images, peak learning rate {lr}.
 - Loss reached: {loss[total]:.4f} ({terms}).
 - Its steps took {minutes:.0f} minutes with {workers} workers on {machine}, torch {torch}.
   Another machine rounds differently: there the command gives weights that are not bit-identical to these.
