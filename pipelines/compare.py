@@ -95,10 +95,10 @@ def main(settings: Settings, name: str) -> None:
         raise UserError(f"params.yaml has no compare.{name}: choose one of {', '.join(settings.compare)}, or add it.")
     comparison = settings.compare[name]
     datasets = (*settings.with_role("train"), *settings.with_role("test"))
-    fetch_missing(settings.root, [f"ingest@{name}" for name in datasets])
+    fetch_missing(settings.root, [f"ingest@{dataset}" for dataset in datasets])
     runs, folder = plan(settings, comparison), settings.root / "compare" / name
     folder.mkdir(parents=True, exist_ok=True)
-    tables = [settings.table(name) for name in settings.with_role("train")]
+    tables = [settings.table(dataset) for dataset in settings.with_role("train")]
     frames, validation = load_frames(tables, "train"), load_frames(tables, "val")
     with Progress(console=Console(stderr=True)) as bar:
         for run in bar.track(runs, description="compare"):

@@ -48,7 +48,7 @@ def main(settings: Settings) -> None:
     """Register models/detector and write reports/promotion.json."""
     console = Console(stderr=True)
     results = read_results(settings.root)
-    tags = lineage(settings, digests(settings))
+    tags = {**lineage(settings, digests(settings)), "backbone.sha256": results.training["backbone_sha256"]}
     client = registry.connect(settings.mlflow)
     with console.status("promote: compare with the champion"):
         champion = registry.champion(client, settings.mlflow.model)

@@ -32,9 +32,9 @@ from pipelines.workers import Group, Reporter, replicate, run_workers
 def main(settings: Settings) -> None:
     """Write models/detector, models/probe and models/train.json; a run that was killed goes on where it was."""
     fetch_data(settings)
-    found = read_best(settings)
+    found, weights = read_best(settings), weights_digest(settings)
     sections = (settings.train, settings.adapter, settings.mask, settings.losses)
-    name = work_name("train", settings, *sections, weights_digest(settings), asdict(found))
+    name = work_name("train", settings, *sections, weights, asdict(found))
     trainer = make_trainer(settings, found)
     with connected(settings.ray, cpus=settings.train.workers):
         group = Group(name, settings.ray.storage, settings.train.workers, settings.train.max_failures)
@@ -42,7 +42,7 @@ def main(settings: Settings) -> None:
         with result.checkpoint.as_directory() as folder:
             trainer.load(Path(folder))
     trainer.load_best()
-    _write(settings, found, trainer)
+    _write(settings, found, trainer, weights)
     if in_checkout(settings.root):  # what a job leaves in the storage path is all that remains of it
         discard(settings.ray.storage, name)
 
@@ -82,8 +82,9 @@ def worker(config: dict[str, Any]) -> None:
             ray.train.report(line, checkpoint=Checkpoint.from_directory(folder) if place.rank == 0 else None)
 
 
-def _write(settings: Settings, found: Hyperparameters, trainer: Trainer) -> None:
-    """The detector and the probe, each with threshold and calibration fitted on validation."""
+def _write(settings: Settings, found: Hyperparameters, trainer: Trainer, weights: str) -> None:
+    """The detector and the probe, each with threshold and calibration fitted on validation; `weights` is the digest
+    of the backbone's."""
     models = settings.root / "models"
     card = _save(settings, trainer.detector, trainer.validation, models / "detector")
     probe = build_detector(settings, None)
@@ -102,6 +103,7 @@ def _write(settings: Settings, found: Hyperparameters, trainer: Trainer) -> None
         "steps": trainer.steps,
         "history": [defined(line) for line in trainer.history],
         "mask_history": trainer.mask_history,
+        "backbone_sha256": weights,
     }
     (models / "train.json").write_text(json.dumps(record, indent=1) + "\n")
     Console().print_json(data={"train": metrics})

@@ -110,6 +110,7 @@ def test_run_keeps_settings_history_data_and_lineage(settings: Settings) -> None
     assert {"git.commit", "git.dirty", "settings.hash", "environment.hash"} <= set(version.tags)
     for key in lineage(settings, {"upsample": ""}):
         assert version.tags[key] == run.data.tags[key]
+    assert version.tags["backbone.sha256"] == "b" * 64
 
 
 def test_the_digests_of_the_data_are_those_of_dvc(settings: Settings) -> None:

@@ -209,7 +209,8 @@ def _drop_former_roles(settings: Settings, dataset: str) -> None:
     take it for part of what stages with that role depend on. Its cache and remote keep it.
     """
     for role in set(ROLE_SPLITS) - {settings.datasets[dataset].role}:
-        shutil.rmtree(settings.root / "data" / role / dataset, ignore_errors=True)
+        if (former := settings.root / "data" / role / dataset).exists():
+            shutil.rmtree(former)
 
 
 def _check_coverage(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -11,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from masm.backbones import STARTER
 from masm.detector import Detector
 from masm.settings import load_settings
 from tests.pipeline.workspace import edit, make_workspace, run
@@ -58,7 +60,10 @@ def test_a_method_is_searched_trained_judged_and_registered(
     assert (
         searched == load_settings(folder / "params.yaml").searched == (["rank", "margin"] if method == "lora" else [])
     )
-    found = json.loads((folder / "models" / "train.json").read_text())["hyperparameters"]
+    training = json.loads((folder / "models" / "train.json").read_text())
+    starter = (STARTER / "model.safetensors").read_bytes()
+    assert training["backbone_sha256"] == hashlib.sha256(starter).hexdigest()
+    found = training["hyperparameters"]
     assert found["margin"] == pytest.approx(trials.loc[trials["score"].idxmax(), "margin"] if method == "lora" else 0)
     assert (found["triplet_weight"], found["attribution_weight"]) == ((0.5, 1.0) if method == "lora" else (0, 0))
     assert Detector.load(folder / "models" / "detector").adapter.method == method
