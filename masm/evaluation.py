@@ -2,9 +2,10 @@
 
 Everything here is a pure function of Scores: one row per frame with dataset, method ("real" for reals),
 video_id, frame_index, identity (empty where unknown), label (0 real, 1 fake), score (probability of fake),
-outcome ("ok", or why the frame has no score), and the distortion and its level under which the frame was seen ("none"
-and 0 as it is stored). Models are judged by the frames as they are stored. A video is (dataset, method, video_id); its score is the mean
-of its frame scores. Videos without a scored frame are excluded, and the coverage says how many there were.
+outcome ("ok", or why the frame has no score), and the distortion and its level under which the frame was
+seen ("none" and 0: as it is stored). Models are judged by the frames as they are stored. A video is (dataset,
+method, video_id); its score is the mean of its frame scores. Videos without a scored frame are excluded, and the
+coverage says how many there were.
 
 Intervals are 95 % percentile intervals of the bootstrap over persons, since one person's videos are not
 independent; a video of nobody known stands for itself. Where nobody has two videos this is the bootstrap over

@@ -14,10 +14,10 @@ import torch
 from ray.train import Checkpoint
 from rich.console import Console
 
-from masm.cluster import connected, discard, work_name
+from masm.cluster import connected, discard
 from masm.data.frames import Frames, load_frames
 from masm.data.profile import crop_profile
-from masm.data.versions import fetch_missing, in_checkout
+from masm.data.versions import fetch_missing, in_checkout, work_name
 from masm.detector import Detector
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best, weights_digest
 from masm.metrics import choose_threshold, fit_calibration
