@@ -26,7 +26,7 @@ SATURATED = 1e-15  # a score nearer to 0 or 1 has lost its logit to rounding
 
 @dataclass(frozen=True)
 class Temperature:
-    """Probability of fake = sigmoid(logit(score) / temperature + bias) (Platt, 1999; Guo et al., 2017, with a bias)."""
+    """Probability of fake = sigmoid(logit(score) / temperature + bias) (Platt, 1999)."""
 
     kind: ClassVar[CalibrationKind] = "temperature"
     temperature: float = 1.0
@@ -62,10 +62,8 @@ class Decision:
 
     def card(self) -> dict[str, Any]:
         """The JSON values that stand in the detector's card."""
-        return {
-            "threshold": self.threshold,
-            "calibration": {"kind": self.calibration.kind, **asdict(self.calibration)},
-        }
+        calibration = {"kind": self.calibration.kind, **asdict(self.calibration)}
+        return {"threshold": self.threshold, "calibration": calibration}
 
 
 def fit_decisions(
@@ -94,8 +92,8 @@ def fit_decision(
     Raises:
         UserError: a class is missing.
     """
-    fit = {"temperature": fit_temperature, "isotonic": fit_isotonic}[kind]
-    return Decision(choose_threshold(labels, scores, false_positive_rate), fit(labels, scores))
+    calibration = fit_temperature(labels, scores) if kind == "temperature" else fit_isotonic(labels, scores)
+    return Decision(choose_threshold(labels, scores, false_positive_rate), calibration)
 
 
 def read_decisions(card: Mapping[str, Any]) -> dict[Level, Decision]:
