@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -69,7 +70,7 @@ def write_scores(path: Path, settings: Settings, plans: Mapping[str, Sequence[Pa
     rows = (
         table.append_column("model", pa.repeat(model, len(table)))
         for model, parts in plans.items()
-        for table in score_rows(settings, parts, lambda part, model=model: work.read(model, part))
+        for table in score_rows(settings, parts, partial(work.read, model))
     )
     _write_whole(path, score_schema(settings).append(pa.field("model", pa.string())), rows)
 
@@ -82,11 +83,11 @@ def read_scores(path: Path) -> dict[str, pd.DataFrame]:
 
 def _write_whole(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write tables one after the other; the file gets its name when all are in it."""
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    unfinished = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        with pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
             for table in tables:
                 writer.write_table(table)
-        os.replace(partial, path)
+        os.replace(unfinished, path)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
