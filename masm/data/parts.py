@@ -106,7 +106,7 @@ def plan(settings: Settings, datasets: Sequence[str], distorted: bool = False) -
     Raises:
         UserError: a table is missing or damaged.
     """
-    parts = []
+    parts: list[Part] = []
     for name in datasets:
         parts += _stored_parts(settings, name)
         if distorted and settings.evaluate.robustness.frames:
