@@ -17,7 +17,7 @@ from masm.plots import MaskState, _group_styles, embedding_map, free_shares, mas
 from masm.report import DatasetCard, ReportInputs, flatten, signed, write_report
 from masm.scorecard import number
 from masm.separability import GROUPINGS, separability
-from tests.test_evaluation import make_scores
+from tests.test_evaluation import DECISIONS, make_scores
 from tests.test_separability import make_embeddings
 
 
@@ -45,7 +45,7 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
         method="masm",
         verdict="Promoted: mean video AUC rises by 0.15 over the champion.",
         scores=scores,
-        scorecards={name: evaluate(table, threshold=0.6, draws=300) for name, table in scores.items()},
+        scorecards={name: evaluate(table, DECISIONS, draws=300) for name, table in scores.items()},
         differences={
             **{n: paired_bootstrap(scores["adapted"], scores["probe"], [n], draws=300) for n in names},
             "macro": paired_bootstrap(scores["adapted"], scores["probe"], names, draws=300),
@@ -115,7 +115,7 @@ class _Elements(HTMLParser):
 def test_report_holds_every_figure(inputs: ReportInputs, html: str) -> None:
     for card in inputs.scorecards.values():
         for row in card.datasets:
-            for figure in (number(row.frame_auc), number(row.video_auc.value), row.video_auc.interval()):
+            for figure in (number(row.frame.auc), number(row.video_auc.value), row.video_auc.interval()):
                 assert figure in html
         assert card.video_auc.interval() in html
     for difference in inputs.differences.values():
@@ -182,7 +182,7 @@ def test_a_dataset_of_one_class_is_said_to_be_undefined(inputs: ReportInputs, tm
         return table[(table["dataset"] != "phone") | (table["label"] == 0)]
 
     scores = {model: reals_of_phone(table) for model, table in inputs.scores.items()}
-    cards = {model: evaluate(table, threshold=0.6, draws=100) for model, table in scores.items()}
+    cards = {model: evaluate(table, DECISIONS, draws=100) for model, table in scores.items()}
     path = tmp_path / "report.html"
     write_report(path, replace(inputs, scores=scores, scorecards=cards))
     html = path.read_text()

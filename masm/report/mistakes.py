@@ -1,0 +1,69 @@
+"""The hardest errors as thumbnails: shown only where the setting `evaluate.thumbnails` allows pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from masm.data.images import decode_image
+from masm.data.stored import stored_images
+from masm.data.table import read_table
+from masm.evaluation import VIDEO, scored_frames, video_means
+
+SIDE = 112
+QUALITY = 85
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A video that was decided wrongly, and its frame of the most wrong score as a base64-encoded JPEG."""
+
+    dataset: str
+    method: str
+    video_id: str
+    label: int
+    score: float
+    jpeg: str
+
+
+def hardest_mistakes(scores: pd.DataFrame, threshold: float, count: int, tables: Mapping[str, Path]) -> list[Mistake]:
+    """The reals of the highest video scores and the fakes of the lowest, of those that were decided wrongly.
+
+    Args:
+        scores: Scores, with sample_id.
+        threshold: a video is called fake where its score is at least this.
+        count: how many reals, and how many fakes, at most.
+        tables: the face table's folder by dataset.
+    """
+    frames = scored_frames(scores)
+    videos = video_means(frames)
+    wrong = videos[(videos["score"] >= threshold) != (videos["label"] == 1)]
+    reals = wrong[wrong["label"] == 0].nlargest(count, "score")
+    fakes = wrong[wrong["label"] == 1].nsmallest(count, "score")
+    mistakes = []
+    for video in pd.concat([reals, fakes]).itertuples():
+        own = frames[(frames[VIDEO] == [video.dataset, video.method, video.video_id]).all(axis=1)]
+        worst = own.loc[own["score"].idxmin() if video.label else own["score"].idxmax(), "sample_id"]
+        jpeg = _thumbnail(_stored_image(tables[str(video.dataset)], str(worst)))
+        facts = str(video.dataset), str(video.method), str(video.video_id), int(video.label), float(video.score)
+        mistakes.append(Mistake(*facts, jpeg))
+    return mistakes
+
+
+def _stored_image(table: Path, sample_id: str) -> bytes:
+    names = read_table(table, ["sample_id"])["sample_id"].to_numpy(zero_copy_only=False)
+    return stored_images([table])[int(np.flatnonzero(names == sample_id)[0])]
+
+
+def _thumbnail(image: bytes) -> str:
+    pixels = decode_image(image)
+    scale = SIDE / max(pixels.shape[:2])
+    small = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    encoded = cv2.imencode(".jpg", small[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1]
+    return base64.b64encode(encoded.tobytes()).decode()
