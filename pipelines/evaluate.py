@@ -21,10 +21,12 @@ from masm.embeddings import origin_of, read_embeddings, spread_frames, write_emb
 from masm.evaluation import evaluate, paired_bootstrap, roc_points
 from masm.report import DatasetCard, ReportInputs, write_report
 from masm.scorecard import Estimate, Scorecard
-from masm.scoring import score, subspace_shares
+from masm.scores import read_scores
+from masm.scoring import subspace_shares
 from masm.separability import Separability, separability
 from masm.settings import Settings
 from pipelines import run_stage
+from pipelines.scores import score_models
 
 MODELS = {"adapted": "detector", "probe": "probe"}
 """The models that are compared, and their folders under models/."""
@@ -34,16 +36,16 @@ def main(settings: Settings) -> None:
     """Write reports/scores.parquet, embeddings.parquet, metrics.json, roc.csv, embedding_map.csv and report.html."""
     reports = settings.root / "reports"
     reports.mkdir(exist_ok=True)
-    detectors = {name: Detector.load(settings.root / "models" / folder, True) for name, folder in MODELS.items()}
-    scores = _score(settings, detectors)
+    folders = {name: settings.root / "models" / folder for name, folder in MODELS.items()}
+    detectors = {name: Detector.load(folder, merged=True) for name, folder in folders.items()}
+    score_models(settings, detectors, folders, reports / "scores.parquet")
+    scores = read_scores(reports / "scores.parquet")
     draws, seed = settings.evaluate.draws, settings.seed
     decisions = {name: read_decisions(detector.card) for name, detector in detectors.items()}
     cards = {name: evaluate(table, decisions[name]["video"].threshold, draws, seed) for name, table in scores.items()}
     gains = _gains(settings, scores)
     shares = _shares(settings)
     separated = _separability(settings, detectors["adapted"])
-    labelled = [table.assign(model=name) for name, table in scores.items()]
-    pd.concat(labelled, ignore_index=True).to_parquet(reports / "scores.parquet", index=False)
     metrics = {
         **_metrics(cards, gains["macro"]),
         **_share_metrics(shares),
@@ -55,18 +57,6 @@ def main(settings: Settings) -> None:
     write_report(reports / "report.html", _report_inputs(settings, scores, cards, gains, shares, separated))
     figures = {name: f"{card.video_auc.value:.3f}" for name, card in cards.items()}
     Console(stderr=True).print(f"evaluate: mean video AUC {figures}; reports/report.html shows all", highlight=False)
-
-
-def _score(settings: Settings, detectors: Mapping[str, Detector]) -> dict[str, pd.DataFrame]:
-    """Every frame of the test datasets, scored by each model."""
-    tests = settings.with_role("test")
-    frames = sum(len(read_table(settings.table(name), ["label"])) for name in tests)
-    scores = {}
-    with Progress(console=Console(stderr=True)) as bar:
-        for name, detector in detectors.items():
-            task = bar.add_task(f"score, {name}", total=frames)
-            scores[name] = score(detector, settings, tests, partial(bar.advance, task))
-    return scores
 
 
 def _shares(settings: Settings) -> pd.DataFrame:
