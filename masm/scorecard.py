@@ -128,6 +128,11 @@ def number(value: float) -> str:
     return f"{value:.3f}" if math.isfinite(value) else "undefined"
 
 
+def signed(value: float) -> str:
+    """Three decimals with the sign, or "undefined"."""
+    return f"{value:+.3f}" if math.isfinite(value) else "undefined"
+
+
 def _table_row(name: str, videos: str, frame_auc: float, video_auc: Estimate) -> dict[str, str]:
     return {
         "dataset": name,

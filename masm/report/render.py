@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +21,7 @@ from masm.plots.style import BLUE, VERMILION
 from masm.plots.subspaces import free_shares, mask_course, mask_map, share_map
 from masm.plots.training import line, parallel_coordinates, trial_scores
 from masm.report.inputs import METHODS, ReportInputs
-from masm.scorecard import DatasetRow, Estimate, Scorecard, number
+from masm.scorecard import DatasetRow, Estimate, Scorecard, number, signed
 from masm.separability import GROUPINGS, NEIGHBOURS
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -51,11 +50,6 @@ def load_template(path: Path) -> jinja2.Template:
     )
     environment.filters |= {"number": number, "signed": signed}
     return environment.from_string(path.read_text(encoding="utf-8"))
-
-
-def signed(value: float) -> str:
-    """Three decimals with the sign, or "undefined"."""
-    return f"{value:+.3f}" if math.isfinite(value) else "undefined"
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
