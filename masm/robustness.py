@@ -7,7 +7,7 @@ are held against the same frames as they are stored.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from masm.scorecard import Estimate
 
 DROP_LEVEL = 3
 RUNG = ["dataset", "distortion", "level"]
+Rung = tuple[str, str, int]
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,8 @@ class Robustness:
     def metrics(self) -> dict[str, float]:
         """Flat figures for metrics.json; undefined ones are left out."""
         flat = {"macro.robustness_area": self.area.value, "macro.robustness_drop": self.drop.value}
-        for row in self.table.itertuples():
-            if row.distortion != CLEAN:
-                flat[f"{row.dataset}.robustness.{row.distortion}.{row.level}"] = float(row.video_auc)
+        for row in self.table[self.table["distortion"] != CLEAN].to_dict("records"):
+            flat[f"{row['dataset']}.robustness.{row['distortion']}.{row['level']}"] = row["video_auc"]
         return {name: value for name, value in flat.items() if math.isfinite(value)}
 
 
@@ -60,12 +60,11 @@ def robustness(scores: pd.DataFrame, draws: int, seed: int, left_out: Collection
         left_out: datasets that the area and the drop do not see, as in `masm.evaluation.evaluate`.
     """
     check_scores(scores)
-    rungs = {key: as_sample(video_means(rows)) for key, rows in _paired_frames(scores).groupby(RUNG, sort=False)}
-    areas = {key: area_under_curve(sample.labels, sample.scores) for key, sample in rungs.items()}
-    rows = [(*key, len(rungs[key].labels), area) for key, area in areas.items()]
+    rungs = _rungs(_paired_frames(scores))
+    rows = [(*rung, len(each.labels), area_under_curve(each.labels, each.scores)) for rung, each in rungs.items()]
     table = pd.DataFrame(rows, columns=[*RUNG, "videos", "video_auc"])
-    one_class = {key[0] for key, sample in rungs.items() if not both_classes(sample.labels)}
-    judged = {key: sample for key, sample in rungs.items() if key[0] not in {*left_out, *one_class}}
+    one_class = {rung[0] for rung, sample in rungs.items() if not both_classes(sample.labels)}
+    judged = {rung: sample for rung, sample in rungs.items() if rung[0] not in {*left_out, *one_class}}
     undefined = Estimate(math.nan, math.nan, math.nan)
     return Robustness(table, *_summary(judged, draws, seed)) if judged else Robustness(table, undefined, undefined, "")
 
@@ -78,16 +77,29 @@ def _paired_frames(scores: pd.DataFrame) -> pd.DataFrame:
     return scored[frames.isin(frames[distorted])]
 
 
-def _summary(rungs: dict[tuple[str, str, int], Sample], draws: int, seed: int) -> tuple[Estimate, Estimate, str]:
-    """Area, drop and worst kind; column 0 of the tables is as it was measured, the others are draws."""
+def _rungs(frames: pd.DataFrame) -> dict[Rung, Sample]:
+    """The videos of each dataset under each kind and level."""
+    rungs = {}
+    for key, rows in frames.groupby(RUNG, sort=False):
+        dataset, kind, level = map(str, key)
+        rungs[dataset, kind, int(level)] = as_sample(video_means(rows))
+    return rungs
+
+
+def _summary(rungs: Mapping[Rung, Sample], draws: int, seed: int) -> tuple[Estimate, Estimate, str]:
+    """Area, drop and worst kind."""
     samples = list(rungs.values())
     measured = [area_under_curve(sample.labels, sample.scores) for sample in samples]
     drawn = bootstrap_areas(samples, draws, np.random.default_rng((seed,)))
-    areas = pd.DataFrame(np.vstack([measured, drawn]).T, index=pd.MultiIndex.from_tuples(rungs, names=RUNG))
-    by_rung = areas.groupby(level=["distortion", "level"]).mean(skipna=False)
-    ladder = by_rung.drop(CLEAN, level="distortion")
-    area = ladder.groupby(level="distortion").mean(skipna=False).mean(skipna=False)
-    drops = by_rung.loc[CLEAN, 0] - ladder.xs(DROP_LEVEL, level="level")
-    worst = str(drops[0].idxmax())
-    area, drop = area.to_numpy(), drops.loc[worst].to_numpy()
+    areas = dict(zip(rungs, np.vstack([measured, drawn]).T, strict=True))  # each as it was measured, then the draws
+
+    def mean(kind: str, only: int | None = None) -> np.ndarray:
+        rows = [area for (_, of, level), area in areas.items() if of == kind and only in (None, level)]
+        return np.mean(rows, axis=0)
+
+    kinds = [kind for kind in dict.fromkeys(kind for _, kind, _ in rungs) if kind != CLEAN]
+    area = np.mean([mean(kind) for kind in kinds], axis=0)
+    drops = {kind: mean(CLEAN) - mean(kind, DROP_LEVEL) for kind in kinds}
+    worst = max(kinds, key=lambda kind: drops[kind][0])
+    drop = drops[worst]
     return with_interval(float(area[0]), area[1:]), with_interval(float(drop[0]), drop[1:]), worst

@@ -95,16 +95,20 @@ def _results(
 
 
 def _write_curves(reports: Path, results: Results, separated: Separability) -> None:
-    """The points that `dvc plots` shows."""
+    """The points that `dvc plots` shows; column `curve` tells lines of a dataset apart (.dvc/plots/curves.json)."""
     roc = roc_points(results.scores)
-    curves = {
-        "roc": roc,
-        "det": det_points(roc),
-        "reliability": reliability_points(results.scores, results.decisions),
-        "robustness": results.robustness.table,
+    det = det_points(roc)
+    reliability = reliability_points(results.scores, results.decisions)
+    stated = reliability["calibrated"].map({False: "score", True: "calibrated"})
+    ladder = results.robustness.table
+    files = {
+        "roc": roc.assign(curve=roc["model"]),
+        "det": det.assign(curve=det["model"]),
+        "reliability": reliability.assign(curve=reliability["model"] + ", " + reliability["level"] + ", " + stated),
+        "robustness": ladder.assign(curve=ladder["distortion"]),
         "embedding_map": separated.points,
     }
-    for name, points in curves.items():
+    for name, points in files.items():
         points.to_csv(reports / f"{name}.csv", index=False)
 
 

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,14 +47,14 @@ def hardest_mistakes(scores: pd.DataFrame, threshold: float, count: int, tables:
     wrong = videos[(videos["score"] >= threshold) != (videos["label"] == 1)]
     reals = wrong[wrong["label"] == 0].nlargest(count, "score")
     fakes = wrong[wrong["label"] == 1].nsmallest(count, "score")
-    mistakes = []
-    for video in pd.concat([reals, fakes]).itertuples():
-        own = frames[(frames[VIDEO] == [video.dataset, video.method, video.video_id]).all(axis=1)]
-        worst = own.loc[own["score"].idxmin() if video.label else own["score"].idxmax(), "sample_id"]
-        jpeg = _thumbnail(_stored_image(tables[str(video.dataset)], str(worst)))
-        facts = str(video.dataset), str(video.method), str(video.video_id), int(video.label), float(video.score)
-        mistakes.append(Mistake(*facts, jpeg))
-    return mistakes
+    return [_mistake(frames, video, tables) for video in pd.concat([reals, fakes]).to_dict("records")]
+
+
+def _mistake(frames: pd.DataFrame, video: Mapping[Any, Any], tables: Mapping[str, Path]) -> Mistake:
+    own = frames[(frames[VIDEO] == [video[name] for name in VIDEO]).all(axis=1)].sort_values("score")
+    worst = own["sample_id"].iloc[0 if video["label"] else -1]
+    jpeg = _thumbnail(_stored_image(tables[video["dataset"]], str(worst)))
+    return Mistake(*(video[name] for name in (*VIDEO, "label", "score")), jpeg=jpeg)
 
 
 def _stored_image(table: Path, sample_id: str) -> bytes:

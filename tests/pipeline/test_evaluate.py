@@ -9,11 +9,12 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from dvc_render.vega import VegaRenderer
 
 from masm.settings import Settings, load_settings
 from pipelines import evaluate
 from tests.pipeline.workspace import edit
-from tests.serving.workspace import TESTS, make_workspace, own_address, save, tiny_detector, use_findings
+from tests.serving.workspace import ROOT, TESTS, make_workspace, own_address, save, tiny_detector, use_findings
 
 KINDS = ["contrast", "blur"]
 
@@ -65,15 +66,20 @@ def test_figures_curves_and_report_are_there(settings: Settings) -> None:
     assert metrics["adapted.macro.robustness_area"] == pytest.approx(sum(ladder) / len(ladder))
     assert math.isfinite(metrics["adapted.macro.robustness_drop"])
     columns = {
-        "roc": {"dataset", "model", "fpr", "tpr"},
-        "det": {"fpr_deviate", "fnr_deviate"},
-        "reliability": {"level", "calibrated", "probability", "fakes"},
-        "robustness": {"distortion", "level", "video_auc"},
+        "roc": ("fpr", "tpr"),
+        "det": ("fpr_deviate", "fnr_deviate"),
+        "reliability": ("probability", "fakes"),
+        "robustness": ("level", "video_auc"),
     }
-    for name, some in columns.items():
+    for name, (x, y) in columns.items():
         points = pd.read_csv(reports / f"{name}.csv")
-        assert some <= set(points.columns)
-        assert len(points)
+        assert set(points["dataset"]) == set(TESTS)
+        drawn = VegaRenderer(
+            points.assign(rev="workspace").to_dict("records"), name, template="curves", x=x, y=y,
+            template_dir=str(ROOT / ".dvc" / "plots"),
+        )  # fmt: skip
+        shown = drawn.get_filled_template()["data"]["values"]
+        assert {row["curve"] for row in shown} == set(points["curve"])
     html = (reports / "report.html").read_text()
     assert "data:image/jpeg;base64," in html
     assert "CC BY 4.0" in html
