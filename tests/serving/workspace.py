@@ -76,6 +76,7 @@ def make_workspace(root: Path, store: Path) -> Settings:
     tree["datasets"] = {name: tree["datasets"][name] for name in ("swap", "selfblend", *TESTS)}
     tree["crop"] |= {"size": SIZE, "margin": PROFILE.margin}
     tree["evaluate"] |= {"draws": 200}
+    tree["gate"] |= {"floors": {"default": None}, "max_drop": None}  # random detectors on noise
     name = root.parent.name
     tree["mlflow"] |= {"tracking_uri": f"sqlite:///{store}", "experiment": name, "model": name}
     root.mkdir(parents=True)
