@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from masm.evaluation import evaluate, paired_bootstrap, video_scores
+from masm.evaluation import macro_estimate, paired_bootstrap, video_scores
 from masm.metrics import area_under_curve
 from masm.scorecard import Estimate, number
 from masm.settings import Gate
@@ -246,4 +246,4 @@ def dataset_areas(scores: pd.DataFrame, datasets: Sequence[str]) -> dict[str, fl
 def estimate_macro_video_auc(scores: pd.DataFrame, datasets: Sequence[str], draws: int, seed: int) -> Estimate:
     """Mean video AUC over the datasets, with its bootstrap interval."""
     chosen = scores[scores["dataset"].isin(datasets)]
-    return evaluate(chosen, threshold=0.5, draws=draws, seed=seed).video_auc  # no threshold enters an AUC
+    return macro_estimate(chosen, draws, seed)

@@ -24,6 +24,7 @@ from masm.gate import basis_of, decide, latency_of
 from masm.lineage import code_changes, environment, lineage
 from masm.promotion import Contender, Verdict
 from masm.registry import Dataset, Record
+from masm.report import insert_verdict
 from masm.serving.packaging import ModelFiles
 from masm.settings import Settings
 from pipelines import run_stage
@@ -111,11 +112,6 @@ def make_contender(settings: Settings, results: Results, tags: dict[str, str]) -
 def decision_page(results: Results, verdict: Verdict) -> str:
     """The report of the stage `evaluate`, with the verdict in its section "Gate"."""
     return insert_verdict(results.report.read_text(), verdict)
-
-
-def insert_verdict(html: str, verdict: Verdict) -> str:
-    """Until masm.report has it."""
-    return html + f"<p>{verdict.reason}</p>"
 
 
 def make_record(settings: Settings, results: Results, tags: dict[str, str]) -> Record:

@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {
     "gate.floors.default": None,  # so little training may end below chance
     "gate.max_calibration_error": None,
     "gate.max_robustness_drop": None,
+    "evaluate.robustness.frames": 4,
 }
 
 
