@@ -20,7 +20,7 @@ from masm.detector import Detector
 from masm.errors import UserError
 from masm.serving.scorer import Scorer
 from tests.data.videos import numbered, people, scene, write_video
-from tests.serving.workspace import SIZE, random_crop, save, tiny_detector
+from tests.serving.workspace import DECISIONS, SIZE, random_crop, save, tiny_detector
 
 CASCADE = CropProfile("cascade", SIZE, 1.3, None, frames=8)
 
@@ -111,7 +111,10 @@ def test_a_video_is_judged_by_the_mean_of_the_frames_of_ingest(cascade: Scorer, 
     scores = 1 / (1 + np.exp(-direct_logits(cascade, [frame.image for frame in expected])))
     np.testing.assert_allclose([frame.score for frame in result.frames], scores, atol=1e-6)
     assert result.score == pytest.approx(scores.mean(), abs=1e-6)
-    assert result.verdict == ("fake" if scores.mean() >= 0.5 else "real")
+    decision = DECISIONS["video"]
+    assert result.probability == pytest.approx(decision.calibration.probability(scores.mean()), abs=1e-5)
+    assert result.verdict == ("fake" if scores.mean() >= decision.threshold else "real")
+    assert decision != DECISIONS["frame"]  # or the lines above say less
     times = [frame.frame_index * 0.05 + (frame.frame_index > 9) for frame in result.frames]
     assert [frame.seconds for frame in result.frames] == pytest.approx(times, abs=1e-3)
 
@@ -148,6 +151,7 @@ def test_a_playlist_in_place_of_a_video_does_not_open_other_files(given: Scorer,
     assert given.score_video(path).outcome.startswith("cannot be opened as a video")
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_large_images_are_refused_by_their_headers(given: Scorer) -> None:
     most = SIZE * SIZE - 1
     small = Scorer(given.folder, max_pixels=most)
