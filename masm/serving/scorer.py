@@ -78,7 +78,7 @@ class Scorer:
         folder: a registered model's, with `artifacts/` in it, or that folder itself, or a bare detector's.
         face_detector: YuNet's file, where the folder does not bring the one that the crop profile names.
         device: where the detector runs; by default a GPU if there is one.
-        max_pixels: larger images are refused before they are decoded.
+        max_pixels: larger images, and videos of larger frames, are refused before they are decoded.
 
     Raises:
         UserError: the folder holds no detector, or not the face detector that its crop profile names.
@@ -154,7 +154,7 @@ class Scorer:
             UserError: PyAV is not installed.
         """
         try:
-            frames = extract_with(self.cropper, [path]).frames
+            frames = extract_with(self.cropper, [path], max_pixels=self.max_pixels).frames
         except Unusable as error:
             raise ImageError(NO_FACE if error.outcome == NO_FACE else error.reason) from None
         return [FoundFrame(frame.frame_index, frame.seconds, _box(frame.box), frame.image) for frame in frames]
