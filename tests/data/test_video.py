@@ -241,14 +241,14 @@ class TestLimits:
 
     def test_frames_that_grow_later_are_not_decoded(self, tmp_path: Path) -> None:
         parts = [write_video(tmp_path / f"{side}.h264", numbered(5, side, side)) for side in (96, 320)]
-        (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
-        shapes = [getattr(image, "shape", None) for _, image in Video(tmp_path / "both.h264").read(range(10))]
-        assert (320, 320, 3) in shapes
-        limited = [
-            getattr(image, "shape", None) for _, image in Video(tmp_path / "both.h264", 96 * 96).read(range(10))
-        ]
-        assert (96, 96, 3) in limited
-        assert (320, 320, 3) not in limited
+        path = tmp_path / "both.h264"
+        path.write_bytes(b"".join(part.read_bytes() for part in parts))
+        shapes, limited = (
+            {getattr(image, "shape", None) for _, image in video.read(range(10))}
+            for video in (Video(path), Video(path, 96 * 96))
+        )
+        assert shapes == {(96, 96, 3), (320, 320, 3)}
+        assert limited == {(96, 96, 3), None}
 
     @pytest.mark.parametrize("kind", ["m3u8", "ffconcat"])
     def test_a_playlist_does_not_open_the_files_that_it_names(self, tmp_path: Path, kind: str) -> None:
