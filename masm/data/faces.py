@@ -160,6 +160,8 @@ class YuNetDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find faces; an image of more than `DETECTION_SIDE` pixels is scaled down for it."""
+        if _is_strip(image):
+            return []
         small, scale = _shrink(image, DETECTION_SIDE)
         self._network.setInputSize((small.shape[1], small.shape[0]))
         _, rows = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
@@ -181,6 +183,8 @@ class CascadeDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find faces; an image of more than `DETECTION_SIDE` pixels is scaled down for it."""
+        if _is_strip(image):
+            return []
         small, scale = _shrink(image, DETECTION_SIDE)
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
         boxes, _, weights = self._cascade.detectMultiScale3(grey, 1.1, 5, outputRejectLevels=True)
@@ -346,6 +350,11 @@ def _square(box: np.ndarray, margin: float, move: Jitter) -> tuple[int, int, int
     centre_x, centre_y = x + width / 2 + move.shift_x * side, y + height / 2 + move.shift_y * side
     scaled = side * move.scale
     return round(centre_x - scaled / 2), round(centre_y - scaled / 2), max(round(scaled), 1)
+
+
+def _is_strip(image: np.ndarray) -> bool:
+    """Whether nothing would be left of the shorter side at `DETECTION_SIDE`: no face is in an image like that."""
+    return max(image.shape[:2]) > DETECTION_SIDE * min(image.shape[:2])
 
 
 def _shrink(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
