@@ -26,6 +26,9 @@ DETECTORS = ("given", "yunet", "cascade")
 DETECTION_SIDE = 640
 """Longer side, in pixels, to which a larger photograph is scaled down before faces are sought in it."""
 
+LEAST_SIDE = 10
+"""Shorter side, in pixels, of an image in which faces are sought; YuNet's smallest face is as large."""
+
 SURROUNDINGS = 2.0
 """Side of the square that `prepare_photograph` keeps, over the longer side of the face box."""
 
@@ -160,7 +163,7 @@ class YuNetDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find faces; an image of more than `DETECTION_SIDE` pixels is scaled down for it."""
-        if _is_strip(image):
+        if not _can_hold_face(image):
             return []
         small, scale = _shrink(image, DETECTION_SIDE)
         self._network.setInputSize((small.shape[1], small.shape[0]))
@@ -183,7 +186,7 @@ class CascadeDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find faces; an image of more than `DETECTION_SIDE` pixels is scaled down for it."""
-        if _is_strip(image):
+        if not _can_hold_face(image):
             return []
         small, scale = _shrink(image, DETECTION_SIDE)
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
@@ -352,9 +355,10 @@ def _square(box: np.ndarray, margin: float, move: Jitter) -> tuple[int, int, int
     return round(centre_x - scaled / 2), round(centre_y - scaled / 2), max(round(scaled), 1)
 
 
-def _is_strip(image: np.ndarray) -> bool:
-    """Whether nothing would be left of the shorter side at `DETECTION_SIDE`: no face is in an image like that."""
-    return max(image.shape[:2]) > DETECTION_SIDE * min(image.shape[:2])
+def _can_hold_face(image: np.ndarray) -> bool:
+    """Whether enough is left of the shorter side at `DETECTION_SIDE`; of strips YuNet gives boxes out of the blue."""
+    shorter, longer = sorted(image.shape[:2])
+    return shorter * min(1.0, DETECTION_SIDE / longer) >= LEAST_SIDE
 
 
 def _shrink(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:
