@@ -226,6 +226,9 @@ class TestProfile:
             make_detector(replace(profile, detector_sha256="00"), junk)
 
 
+SLIVERS = [(1, 1), (2, 3), (1, 640), (3000, 1), (1, 2**20), (10, 10), (11, 640), (2000, 40)]
+
+
 class TestDetection:
     def test_largest_face_wins(self, image: np.ndarray) -> None:
         small = Detection(np.float32([0, 0, 5, 5]), None, 0.99)
@@ -241,15 +244,11 @@ class TestDetection:
         assert find_face(image, YuNetDetector(weights)) is None
         assert find_face(np.full((50, 50, 3), 128, np.uint8), CascadeDetector()) is None
 
-    @pytest.mark.parametrize(
-        "shape", [(1, 1), (2, 3), (1, 640), (3000, 1), (1, 2**20), (10, 10), (11, 640), (2000, 40)]
-    )
+    @pytest.mark.parametrize("shape", SLIVERS)
     def test_tiny_images_and_strips_have_no_face(self, shape: tuple[int, int]) -> None:
         assert find_face(np.full((*shape, 3), 128, np.uint8), CascadeDetector()) is None
 
-    @pytest.mark.parametrize(
-        "shape", [(1, 1), (2, 3), (1, 640), (3000, 1), (1, 2**20), (10, 10), (11, 640), (2000, 40)]
-    )
+    @pytest.mark.parametrize("shape", SLIVERS)
     def test_nor_by_yunet(self, weights: Path, shape: tuple[int, int]) -> None:
         assert find_face(np.full((*shape, 3), 128, np.uint8), YuNetDetector(weights)) is None
 
