@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import cv2
@@ -24,6 +25,9 @@ CROP_VERSION = 1
 DETECTORS = ("given", "yunet", "cascade")
 DETECTION_SIDE = 640
 """Longer side, in pixels, to which a larger photograph is scaled down before faces are sought in it."""
+
+LEAST_SIDE = 10
+"""Shorter side, in pixels, of an image in which faces are sought; YuNet's smallest face is as large."""
 
 SURROUNDINGS = 2.0
 """Side of the square that `prepare_photograph` keeps, over the longer side of the face box."""
@@ -159,6 +163,8 @@ class YuNetDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find faces; an image of more than `DETECTION_SIDE` pixels is scaled down for it."""
+        if not _can_hold_face(image):
+            return []
         small, scale = _shrink(image, DETECTION_SIDE)
         self._network.setInputSize((small.shape[1], small.shape[0]))
         _, rows = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
@@ -180,6 +186,8 @@ class CascadeDetector:
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Find faces; an image of more than `DETECTION_SIDE` pixels is scaled down for it."""
+        if not _can_hold_face(image):
+            return []
         small, scale = _shrink(image, DETECTION_SIDE)
         grey = cv2.cvtColor(small, cv2.COLOR_RGB2GRAY)
         boxes, _, weights = self._cascade.detectMultiScale3(grey, 1.1, 5, outputRejectLevels=True)
@@ -190,7 +198,7 @@ class CascadeDetector:
 
 
 class FaceCropper:
-    """Finds faces and cuts them out as a crop profile says; for one thread.
+    """Finds faces and cuts them out as a crop profile says; threads find them one after the other.
 
     With the detector "given" an image is a face's crop already: the whole of it is the face.
 
@@ -205,11 +213,13 @@ class FaceCropper:
     def __init__(self, profile: CropProfile, weights: Path | None = None) -> None:
         self.profile = profile
         self._detector = None if profile.detector == "given" else make_detector(profile, weights)
+        self._lock = Lock()
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Return every face found, in any order."""
         if self._detector is not None:
-            return self._detector.detect(image)
+            with self._lock:
+                return self._detector.detect(image)
         return [Detection(np.array([0, 0, image.shape[1], image.shape[0]], np.float32), None, 1.0)]
 
     def cut(self, image: np.ndarray, face: Detection) -> np.ndarray:
@@ -343,6 +353,12 @@ def _square(box: np.ndarray, margin: float, move: Jitter) -> tuple[int, int, int
     centre_x, centre_y = x + width / 2 + move.shift_x * side, y + height / 2 + move.shift_y * side
     scaled = side * move.scale
     return round(centre_x - scaled / 2), round(centre_y - scaled / 2), max(round(scaled), 1)
+
+
+def _can_hold_face(image: np.ndarray) -> bool:
+    """Whether enough is left of the shorter side at `DETECTION_SIDE`; of strips YuNet gives boxes out of the blue."""
+    shorter, longer = sorted(image.shape[:2])
+    return shorter * min(1.0, DETECTION_SIDE / longer) >= LEAST_SIDE
 
 
 def _shrink(image: np.ndarray, longest: int) -> tuple[np.ndarray, float]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from masm.data.images import IMAGE_SUFFIXES, ImageError, decode_image
+from masm.data.images import IMAGE_SUFFIXES, MOST_PIXELS, ImageError, decode_image, too_large
 from masm.data.importers.photograph import Unusable
 from masm.errors import UserError
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+_CONTAINERS = "mov,mp4,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg"
+"""FFmpeg's names of the formats that are opened. Others, such as playlists, name further files and addresses, which
+FFmpeg would read: what is uploaded as a video must not show what else lies on the machine."""
 
 
 class Frames(Protocol):
@@ -46,20 +50,23 @@ class Frames(Protocol):
             Each number with (H, W, 3) uint8 RGB, upright, or with the reason why there is none.
         """
 
+    def seconds(self, number: int) -> float | None:
+        """When a frame is shown, from the first one on; None where the clip does not say it."""
+
     def close(self) -> None:
         """Let go of the file."""
 
 
-def open_frames(files: Sequence[Path]) -> Frames:
-    """The frames of one video file, or of pictures in frame order.
+def open_frames(files: Sequence[Path], max_pixels: int = MOST_PIXELS) -> Frames:
+    """The frames of one video file, or of pictures in frame order; larger ones than `max_pixels` are not decoded.
 
     Raises:
         Unusable: the video is unreadable.
         UserError: a video, and PyAV is not installed.
     """
     if len(files) == 1 and files[0].suffix.lower() not in IMAGE_SUFFIXES:
-        return Video(files[0])
-    return Pictures(files)
+        return Video(files[0], max_pixels)
+    return Pictures(files, max_pixels)
 
 
 def spread(length: int, count: int | None) -> list[int]:
@@ -72,7 +79,8 @@ def spread(length: int, count: int | None) -> list[int]:
 class Pictures:
     """Frames that are image files; where their names end in rising numbers, these are the frames' numbers."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], max_pixels: int = MOST_PIXELS) -> None:
+        self._max_pixels = max_pixels
         named = [int(end.group()) for file in files if (end := re.search(r"[0-9]+$", file.stem))]
         rising = len(named) == len(files) and all(first < second for first, second in pairwise(named))
         self.numbers: Sequence[int] = named if rising else range(len(files))
@@ -83,11 +91,14 @@ class Pictures:
         for number in numbers:
             file = self._files[number]
             try:
-                yield number, decode_image(file.read_bytes())
+                yield number, decode_image(file.read_bytes(), self._max_pixels)
             except ImageError as error:
                 yield number, ImageError(f"{file.name}: {error}")
             except OSError as error:
                 yield number, ImageError(f"{file.name}: {error.strerror}")
+
+    def seconds(self, number: int) -> None:
+        """Pictures have no times."""
 
     def close(self) -> None:
         """Nothing stays open."""
@@ -104,9 +115,11 @@ class Video:
         UserError: PyAV is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_pixels: int = MOST_PIXELS) -> None:
         self._av = _pyav()
-        self._path = path
+        self._path, self._max_pixels = path, max_pixels
+        # FFmpeg counts what lies in memory, rows padded to 64 pixels; so it stops what grows after the first frame.
+        self._limits = {"format_whitelist": _CONTAINERS, "max_pixels": str(2 * max_pixels)}
         self._open()
         try:
             missing = self._read_times()
@@ -136,6 +149,15 @@ class Video:
             else:
                 yield number, _upright(latest.frame)
 
+    def seconds(self, number: int) -> float | None:
+        """See `Frames`."""
+        if self._counted:
+            rate = self._stream.average_rate
+            return float(number / rate) if rate else None
+        if number >= len(self._times) or self._stream.time_base is None:
+            return None
+        return float((self._times[number] - self._times[0]) * self._stream.time_base)
+
     def close(self) -> None:
         """Close the file."""
         self._container.close()
@@ -144,9 +166,13 @@ class Video:
         try:
             if self._path.stat().st_size == 0:
                 raise Unusable("unreadable", "empty file")
-            self._container: InputContainer = self._av.open(str(self._path), metadata_errors="ignore")
+            self._container: InputContainer = self._av.open(
+                str(self._path), options=self._limits, metadata_errors="ignore"
+            )
         except (self._av.FFmpegError, OSError) as error:
-            raise Unusable("unreadable", f"cannot be opened as a video: {error.strerror}") from None
+            refused = isinstance(error, self._av.ArgumentError)
+            reason = f"not of the formats {_CONTAINERS}" if refused else error.strerror
+            raise Unusable("unreadable", f"cannot be opened as a video: {reason}") from None
         # The cover picture of a piece of music is a stream of video too.
         cover = self._av.stream.Disposition.attached_pic
         streams = [stream for stream in self._container.streams.video if not stream.disposition & cover]
@@ -157,6 +183,10 @@ class Video:
         if self._stream.codec_context is None:
             self.close()
             raise Unusable("unreadable", "the video is coded in a way that PyAV does not know")
+        if refusal := too_large(self._stream.width, self._stream.height, self._max_pixels):
+            self.close()
+            raise Unusable("unreadable", refusal)
+        self._stream.codec_context.options = {"max_pixels": self._limits["max_pixels"]}
         self._stream.codec_context.thread_count = 1  # many videos at a time, one in each process
 
     def _read_times(self) -> int:
