@@ -1,0 +1,97 @@
+"""Requests' bodies: the images, or the video, that they bring."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import HTTPException, Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import UploadFile
+
+MOST_IMAGES = 64
+"""Of one request."""
+WANTED = 'send an image\'s bytes (image/...), files (multipart/form-data), or JSON {"images": ["<base64>", ...]}'
+VIDEO_WANTED = "send a video's bytes (video/...), or one file (multipart/form-data)"
+
+
+class Images(BaseModel):
+    """The JSON body of a request."""
+
+    model_config = ConfigDict(extra="forbid")
+    images: Annotated[list[str], Field(min_length=1, max_length=MOST_IMAGES)]
+
+
+async def read_images(request: Request) -> list[bytes]:
+    """The encoded images of a request, in their order.
+
+    Raises:
+        HTTPException: 400 for an empty or broken body, 415 for another content type, 422 for JSON of another form.
+    """
+    kind = _kind(request)
+    if kind == "multipart/form-data":
+        async with _files(request, MOST_IMAGES, WANTED) as files:
+            return [await file.read() for file in files]
+    if kind == "application/json":
+        return _from_json(await _body(request, WANTED))
+    if kind.startswith("image/") or kind == "application/octet-stream":
+        return [await _body(request, WANTED)]
+    raise HTTPException(415, f"content type {kind or 'none'} is not taken: {WANTED}.")
+
+
+async def read_video(request: Request) -> bytes:
+    """The video file of a request.
+
+    Raises:
+        HTTPException: 400 for an empty or broken body, 415 for another content type.
+    """
+    kind = _kind(request)
+    if kind == "multipart/form-data":
+        async with _files(request, 1, VIDEO_WANTED) as (file,):
+            return await file.read()
+    if kind.startswith("video/") or kind == "application/octet-stream":
+        return await _body(request, VIDEO_WANTED)
+    raise HTTPException(415, f"content type {kind or 'none'} is not taken: {VIDEO_WANTED}.")
+
+
+def _kind(request: Request) -> str:
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+async def _body(request: Request, wanted: str) -> bytes:
+    body = await request.body()
+    if not body:
+        raise HTTPException(400, f"the body is empty: {wanted}.")
+    return body
+
+
+@asynccontextmanager
+async def _files(request: Request, most: int, wanted: str) -> AsyncIterator[list[UploadFile]]:
+    """The files of a form; a broken form raises 400 by itself."""
+    async with request.form(max_files=most, max_fields=0) as form:
+        files = [value for value in form.values() if isinstance(value, UploadFile)]
+        if not files:
+            raise HTTPException(400, f"the form holds no file: {wanted}.")
+        yield files
+
+
+def _from_json(body: bytes) -> list[bytes]:
+    try:
+        texts = Images.model_validate_json(body).images
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise HTTPException(
+            400 if fault["type"] == "json_invalid" else 422,
+            f"the body cannot be used ({where + ': ' if where else ''}{fault['msg']}): {WANTED}.",
+        ) from None
+    return [_decoded(index, text) for index, text in enumerate(texts)]
+
+
+def _decoded(index: int, text: str) -> bytes:
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except ValueError:  # binascii.Error, or letters outside of ASCII
+        raise HTTPException(422, f"images.{index} is not base64: encode the image file's bytes.") from None
