@@ -329,7 +329,10 @@ class Train(Optimisation):
 
     workers: int = Field(ge=1)
     max_failures: int = Field(ge=0, description="worker failures to recover from")
-    false_positive_rate: Share = Field(description="on validation, at the detector's threshold")
+    false_positive_rate: Share = Field(description="on validation, at the thresholds for frames and for videos")
+    calibration: Literal["temperature", "isotonic"] = Field(
+        default="temperature", description="how scores become probabilities; isotonic needs many validation videos"
+    )
 
 
 class Evaluate(Section):
@@ -561,6 +564,12 @@ def _with_environment(settings: Settings) -> Settings:
             "ray": settings.ray.model_copy(update={"address": address, "storage": storage}),
         }
     )
+
+
+def media_root() -> Path | None:
+    """MASM_MEDIA_ROOT: the folder whose files a request to a served model may name; None where it may name none."""
+    folder = os.environ.get("MASM_MEDIA_ROOT")
+    return Path(folder) if folder else None
 
 
 def fingerprint(*parts: Any) -> str:

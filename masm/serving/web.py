@@ -142,7 +142,7 @@ def describe(model: Served) -> dict[str, Any]:
         "name": model.name,
         "version": model.version,
         "protocol": scorer.cropper.profile.hash,
-        "threshold": dict.fromkeys(("frame", "video"), scorer.threshold),
+        "threshold": {level: decision.threshold for level, decision in scorer.decisions.items()},
     }
 
 
