@@ -25,7 +25,7 @@ from masm.settings import Settings, load_settings
 from pipelines import promote
 from tests.serving.workspace import ROOT, make_workspace, use_detector
 
-START = 120
+START = 200
 SERVE = "from masm.cli import main; main()"
 
 
