@@ -335,10 +335,34 @@ class Train(Optimisation):
     )
 
 
+Distortion = Literal[
+    "saturation", "contrast", "blocks", "noise", "blur", "pixelation", "h264", "jpeg", "resize"
+]  # fmt: skip
+Slice = Literal[
+    "split", "family", "track_id", "source_clip", "compression", "width", "height", "profile", "face_size"
+]  # fmt: skip
+
+
+class Robustness(Section):
+    """Distortions of the test datasets (`masm.data.distort`), and how many frames the model sees under each."""
+
+    kinds: tuple[Distortion, ...] = Field(default=(), description="h264 needs the extra `video`")
+    frames: int = Field(
+        default=0, ge=0, description="of each dataset's method, about as many: whole videos; 0: none at all"
+    )
+
+
 class Evaluate(Section):
     """Scoring of the test datasets."""
 
+    workers: int = Field(
+        default=1, ge=1, description="1: in the stage itself; more: Ray's, of one CPU each, or of one GPU where it has"
+    )
     batch_size: int = Field(ge=1)
+    slices: tuple[Slice, ...] = Field(
+        default=(), description="columns of the face tables, or face_size (longer side of the face box, px)"
+    )
+    robustness: Robustness = Robustness()
     draws: int = Field(ge=100, description="bootstrap draws")
     share_frames: int = Field(ge=0, description="frames of a dataset's method whose subspace shares are measured")
     embedding_frames: int = Field(ge=0, description="frames of a dataset's method whose embeddings are looked at")
