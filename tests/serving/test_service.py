@@ -15,13 +15,13 @@ import httpx
 import numpy as np
 import psutil
 import pytest
-from masm.serving.results import ImageResult
-from masm.serving.scorer import Scorer
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from masm import registry
 from masm.data.images import decode_image
+from masm.serving.results import ImageResult
+from masm.serving.scorer import Scorer
 from masm.settings import Settings
 from tests.data.videos import write_video
 from tests.serving.service import Load, eventually, make_registry, set_champion, started
