@@ -111,7 +111,7 @@ class Service:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The app, once the replica is there."""
-        return build_app(self, self._serving.max_bytes, self._key)
+        return build_app(self, self._serving, self._key)
 
     async def score_image(self, served: Served, data: bytes, shares: bool) -> ImageResult:
         """See `web.Service`."""
