@@ -25,10 +25,9 @@ from masm.cluster import connected
 from masm.data.images import ImageError
 from masm.errors import UserError
 from masm.serving.follower import Follower, Served
-from masm.serving.limits import RateLimit
 from masm.serving.results import NO_FACE, OK, ImageResult, VideoResult
 from masm.serving.scorer import Outputs, Scorer
-from masm.serving.telemetry import Telemetry
+from masm.serving.shared import Shared
 from masm.serving.uploads import find_faces, find_frames
 from masm.serving.web import build_app
 from masm.settings import Settings
@@ -41,39 +40,6 @@ PATIENCE = 300.0
 """Seconds that a request may take, with its upload."""
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """A server that is away is asked again by the next poll, not for four minutes by one."""
-
-
-class Shared:
-    """What the replicas have in common, as an actor: the rate limit and the counts."""
-
-    def __init__(self, requests_per_minute: int | None) -> None:
-        self._limit, self._telemetry = RateLimit(requests_per_minute), Telemetry()
-        self._news: list[str] = []
-
-    def waiting_time(self, client: str) -> float:
-        """See `RateLimit.admit`."""
-        return self._limit.admit(client)
-
-    def tell(self, line: str) -> None:
-        """Say something to the operator."""
-        self._news.append(line)
-
-    def news(self) -> list[str]:
-        """What was told since the last call."""
-        told, self._news = self._news, []
-        return told
-
-    def count(self, what: str, *values: Any) -> None:
-        """Call a method of `Telemetry`."""
-        getattr(self._telemetry, what)(*values)
-
-    def versions(self) -> dict[str, str]:
-        """See `Telemetry.versions`."""
-        return self._telemetry.versions()
-
-    def exposition(self) -> bytes:
-        """See `Telemetry.exposition`."""
-        return self._telemetry.exposition()
 
 
 class Swaps:

@@ -108,8 +108,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
     while time.monotonic() < end:
         assert process.poll() is None, "masm serve ended"
         try:
-            if httpx.get(f"{address}/healthz", timeout=5).status_code == 200:
+            answer = httpx.get(f"{address}/healthz", timeout=5)
+            if answer.status_code == 200:
                 return
+            refused = answer.headers["content-type"] == "application/json" and answer.json()["refused"]
+            assert not refused, refused
         except httpx.TransportError:
             pass
         time.sleep(0.5)
