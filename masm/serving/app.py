@@ -34,6 +34,8 @@ from masm.settings import Settings
 
 Result = TypeVar("Result")
 
+APPLICATION = "masm"
+QUIET = {"enable_access_log": False}
 IN_FLIGHT = 128
 """Requests that a replica has at a time; others wait in the proxy."""
 PATIENCE = 300.0
@@ -168,26 +170,34 @@ def running(settings: Settings, uri: str, key: str | None) -> Iterator[tuple[str
     with connected(settings.ray, serving.replicas):
         shared = ray.remote(Shared).options(num_cpus=0, max_restarts=-1).remote(serving.requests_per_minute)
         options = {"host": serving.host, "port": serving.port, "request_timeout_s": PATIENCE}
-        serve.start(proxy_location="HeadOnly", http_options=options)
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=QUIET)
         replica = serve.deployment(serve.ingress()(Service)).options(
             num_replicas=serving.replicas,
             max_ongoing_requests=IN_FLIGHT,
             graceful_shutdown_timeout_s=10,
             ray_actor_options=_resources(serving.replicas),
-            logging_config={"enable_access_log": False},
+            logging_config=QUIET,
         )
         try:
             _deploy(replica.bind(settings, uri, shared, key))
             yield f"http://{serving.host}:{serving.port}", shared
         finally:
-            serve.shutdown()
+            _end(settings.ray.address)
 
 
 def _deploy(application: serve.Application) -> None:
     try:
-        serve.run(application, name="masm", route_prefix="/")
+        serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:  # a replica does not come up
         raise UserError(f"the service does not start: {error}") from None
+
+
+def _end(cluster: str | None) -> None:
+    """Take the service away; on a cluster others' applications stay."""
+    if cluster is None:
+        serve.shutdown()
+    else:
+        serve.delete(APPLICATION)
 
 
 def _resources(replicas: int) -> dict[str, Any]:
