@@ -19,7 +19,7 @@ from rich.table import Table
 
 from masm.console import exit_codes
 from masm.errors import UserError
-from masm.settings import Role, Settings, load_settings
+from masm.settings import Role, Settings, api_key, load_settings
 
 if TYPE_CHECKING:
     from masm.backbones.inspection import Inspection
@@ -113,6 +113,24 @@ def embed(
         task = bar.add_task("embed", total=sum(map(len, frames.values())))
         write_embeddings(out, detector, settings, frames, origin, lambda done: bar.advance(task, done))
     Console().print(f"{out}: embeddings of {sum(map(len, frames.values()))} frames", markup=False, highlight=False)
+
+
+@app.command()
+def serve(
+    model: Annotated[
+        str | None, typer.Option(help="models:/NAME@ALIAS or models:/NAME/VERSION; without, the champion.")
+    ] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Answer over HTTP, with a page to try it on, by the version that an alias names at the time; Ctrl-C stops."""
+    try:
+        from masm.serving.app import run
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed: pip install 'masm[serving]'.") from None
+    settings = load_settings(params)
+    console = Console()
+    uri = model or f"models:/{settings.mlflow.model}@champion"
+    run(settings, uri, api_key(), lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 
 def _detector_folder(settings: Settings, model: str | None) -> AbstractContextManager[Path]:

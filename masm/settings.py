@@ -503,7 +503,9 @@ class Serving(Section):
     max_pixels: int = Field(default=2**26, ge=1, description="of an image, or of a video's frame")
     max_video_seconds: float = Field(default=300, gt=0)
     requests_per_minute: int | None = Field(default=None, ge=1, description="of each client's address")
-    media_root: Path | None = Field(default=None, description="the folder whose files a request may name")
+    media_root: Path | None = Field(
+        default=None, description="the folder whose files a request may name; MASM_MEDIA_ROOT goes before it"
+    )
 
 
 def api_key() -> str | None:
@@ -597,7 +599,7 @@ class Settings(Section):
 
 
 def load_settings(path: Path | str = "params.yaml") -> Settings:
-    """Read params.yaml; RAY_ADDRESS and MLFLOW_TRACKING_URI go before the addresses in it.
+    """Read params.yaml; RAY_ADDRESS, MLFLOW_TRACKING_URI and MASM_MEDIA_ROOT go before what stands in it.
 
     Raises:
         UserError: the file is missing or no YAML, or a key is unknown, missing or has a wrong value; all
@@ -633,10 +635,12 @@ def _with_environment(settings: Settings) -> Settings:
     if "://" not in storage:
         storage = str(settings.path(storage))
     address = os.environ.get("RAY_ADDRESS") or settings.ray.address
+    media = media_root() or (settings.serving.media_root and settings.path(settings.serving.media_root))
     return settings.model_copy(
         update={
             "mlflow": settings.mlflow.model_copy(update={"tracking_uri": uri, "artifacts": artifacts}),
             "ray": settings.ray.model_copy(update={"address": address, "storage": storage}),
+            "serving": settings.serving.model_copy(update={"media_root": media}),
         }
     )
 
