@@ -339,6 +339,7 @@ class Evaluate(Section):
     draws: int = Field(ge=100, description="bootstrap draws")
     share_frames: int = Field(ge=0, description="frames of a dataset's method whose subspace shares are measured")
     embedding_frames: int = Field(ge=0, description="frames of a dataset's method whose embeddings are looked at")
+    price_per_hour: float | None = Field(default=None, ge=0, description="of the machine, for the report's costs")
 
 
 class Candidate(Section):
@@ -421,6 +422,13 @@ class Pretrain(Section):
         return self
 
 
+class Monitor(Section):
+    """When `masm monitor` says that a batch has drifted."""
+
+    psi: float = Field(default=0.2, gt=0, description="population stability index of the scores that counts as drift")
+    significance: Share = Field(default=0.01, description="share of batches without drift that are called drifted")
+
+
 class Mlflow(Section):
     """Where runs are recorded and models registered."""
 
@@ -456,6 +464,7 @@ class Settings(Section):
     evaluate: Evaluate
     compare: dict[FileName, Comparison]
     pretrain: Pretrain
+    monitor: Monitor = Monitor()
     mlflow: Mlflow
     ray: Ray
 

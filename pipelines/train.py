@@ -19,6 +19,7 @@ from masm.data.frames import Frames, load_frames
 from masm.data.profile import crop_profile
 from masm.data.versions import fetch_missing, in_checkout
 from masm.detector import Detector
+from masm.drift import make_reference, write_reference
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best, weights_digest
 from masm.metrics import choose_threshold, fit_calibration
 from masm.objective import ALONE, Place
@@ -87,6 +88,8 @@ def _write(settings: Settings, found: Hyperparameters, trainer: Trainer, weights
     of the backbone's."""
     models = settings.root / "models"
     card = _save(settings, trainer.detector, trainer.validation, models / "detector")
+    seen = make_reference(trainer.detector, trainer.frames, trainer.validation, settings.evaluate.batch_size)
+    write_reference(models / "detector", seen)
     probe = build_detector(settings, None)
     probe_auc = fit_probe(probe, trainer.frames, trainer.validation, settings.evaluate.batch_size)
     _save(settings, probe, trainer.validation, models / "probe")

@@ -1,0 +1,224 @@
+"""A registered model made again from what its run recorded, in a clone of its own, and its metrics compared.
+
+Nothing of it touches the registry: the stages run up to `evaluate`, and their MLflow store lies in the clone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import mlflow
+import yaml
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from masm.data.versions import folder_md5, locked_tables, restore
+from masm.errors import CheckFailed, UserError
+from masm.settings import Settings
+
+STAGES = ("validate", "search", "train", "evaluate")
+READ_FROM_FILES = (("faces", "folder"), ("crop", "detector_weights"), ("backbone", "weights"), ("adapter", "cache"))
+"""Settings that may be relative paths outside of the repository."""
+SHIPPED = ("starter", "hub")
+"""Values of backbone.weights that are no paths."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the run of a version kept.
+
+    Attributes:
+        commit: of the code.
+        changes: uncommitted ones to it, as a diff; none where it is empty.
+        settings: params.yaml.
+        lock: dvc.lock.
+        metrics: reports/metrics.json.
+        environment: the installed packages, as `name==version`.
+    """
+
+    commit: str
+    changes: str
+    settings: dict[str, Any]
+    lock: str
+    metrics: dict[str, float]
+    environment: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric that does not agree; None where one side does not have it."""
+
+    name: str
+    recorded: float | None
+    reproduced: float | None
+
+
+def read_record(version: ModelVersion) -> Recorded:
+    """Read what a version's run kept.
+
+    Raises:
+        UserError: the run was recorded without its settings or with uncommitted changes that were not kept.
+    """
+    run = mlflow.get_run(version.run_id)
+    commit, dirty = run.data.tags.get("git.commit", "none"), run.data.tags.get("git.dirty") == "true"
+    named = f"{version.name} version {version.version}"
+    if commit == "none":
+        raise UserError(f"{named} was made outside of a git repository: its code is not known.")
+    kept = {item.path for item in mlflow.MlflowClient().list_artifacts(version.run_id)}
+    if missing := {"params.yaml", "dvc.lock", "metrics.json"} - kept:
+        raise UserError(f"the run of {named} did not keep {min(missing)}: it was registered before runs kept it.")
+    if dirty and "uncommitted.diff" not in kept:
+        raise UserError(f"{named} was made from uncommitted changes to {commit[:12]}, which its run did not keep.")
+    text = {
+        name: _artifact(version, name) if name in kept else ""
+        for name in ("params.yaml", "dvc.lock", "metrics.json", "environment.txt", "uncommitted.diff")
+    }
+    return Recorded(
+        commit=commit,
+        changes=text["uncommitted.diff"] if dirty else "",
+        settings=yaml.safe_load(text["params.yaml"]),
+        lock=text["dvc.lock"],
+        metrics=json.loads(text["metrics.json"]),
+        environment=tuple(text["environment.txt"].split()),
+    )
+
+
+def _artifact(version: ModelVersion, name: str) -> str:
+    try:
+        return mlflow.artifacts.load_text(f"runs:/{version.run_id}/{name}")
+    except (MlflowException, OSError) as error:
+        raise UserError(f"{name} of {version.name} version {version.version} cannot be read ({error}).") from None
+
+
+def reproduce(settings: Settings, recorded: Recorded, folder: Path, keep_search: bool = False) -> dict[str, float]:
+    """Make a version again in `folder`.
+
+    Args:
+        settings: of a workspace of the repository whose code it is, and whose DVC cache and remotes hold its data.
+        recorded: of `read_record`.
+        folder: the clone that is made; the workspace in it lies where `settings.root` lies in the repository.
+        keep_search: take the search's outcome from DVC instead of searching again.
+
+    Returns:
+        The metrics that came out.
+
+    Raises:
+        UserError: the folder is there already, the commit is not in the repository, the changes do not apply, or the
+            search's outcome is not in DVC's cache or remote.
+        CheckFailed: a stage failed, or a face table that was made again is another than the recorded one.
+    """
+    code = settings.path(settings.code)
+    clone(code, recorded, folder)
+    workspace = prepare(settings, recorded, folder)
+    tables = locked_tables(workspace)
+    wanted = [*tables, "search"] if keep_search else [*tables]
+    absent = restore(workspace, settings.root, wanted)
+    if "search" in absent:
+        raise UserError("the search's outcome is neither in DVC's cache nor in its remote: search again.")
+    stages = [stage for stage in STAGES if not (keep_search and stage == "search")]
+    if absent:
+        run_stages(workspace, folder, absent)
+    for stage, (path, md5) in tables.items():
+        if (found := folder_md5(workspace / path)) != md5:
+            raise CheckFailed(f"{stage} was made again with MD5 {found}, recorded is {md5}: the data differ.")
+    run_stages(workspace, folder, stages)
+    return dict(json.loads((workspace / "reports" / "metrics.json").read_text()))
+
+
+def clone(code: Path, recorded: Recorded, folder: Path) -> None:
+    """A clone of the repository around `code` at the recorded revision, with its uncommitted changes; it shares the
+    repository's objects, which stays as it is."""
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is there already: move it away, or name another.")
+    top = _git(code, "rev-parse", "--show-toplevel").strip()
+    _git(code, "clone", "--quiet", "--shared", "--no-checkout", top, str(folder.resolve()))
+    try:
+        _git(folder, "checkout", "--quiet", "--detach", recorded.commit)
+    except subprocess.CalledProcessError:
+        raise UserError(
+            f"commit {recorded.commit} is not in {top}: `git fetch` it from where the model was made."
+        ) from None
+    if recorded.changes:
+        try:
+            _git(folder, "apply", "--whitespace=nowarn", "-", text=recorded.changes)
+        except subprocess.CalledProcessError as error:
+            raise UserError(
+                f"the uncommitted changes that the run kept do not apply: {error.stderr.strip()}"
+            ) from None
+
+
+def _git(folder: Path, *arguments: str, text: str | None = None) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, input=text, capture_output=True, check=True, text=True).stdout
+
+
+def prepare(settings: Settings, recorded: Recorded, folder: Path) -> Path:
+    """The workspace in a clone: recorded settings and dvc.lock, with MLflow's store in the clone.
+
+    Relative paths of other files are seen from the workspace that there is; the storage of work in progress is fresh,
+    so that nothing is resumed.
+    """
+    code = settings.path(settings.code)
+    inside = settings.root.is_relative_to(code)
+    workspace = folder.resolve() / (settings.root.relative_to(code) if inside else Path("runs", settings.root.name))
+    workspace.mkdir(parents=True, exist_ok=True)
+    tree = {section: dict(value) if isinstance(value, dict) else value for section, value in recorded.settings.items()}
+    for section, key in READ_FROM_FILES:
+        value = tree.get(section, {}).get(key)
+        if value is not None and value not in SHIPPED:
+            tree[section][key] = str(settings.path(value))
+    tree["code"] = os.path.relpath(folder.resolve(), workspace)
+    own = folder.resolve()
+    tree["mlflow"] |= {"tracking_uri": f"sqlite:///{own / 'mlflow.db'}", "artifacts": str(own / "mlartifacts")}
+    shared = settings.ray.address is not None  # every node of a cluster must reach it
+    tree["ray"]["storage"] = f"{settings.ray.storage}/{own.name}-{uuid4().hex[:8]}" if shared else str(own / "ray")
+    (workspace / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    (workspace / "dvc.lock").write_text(recorded.lock)
+    if not (workspace / "dvc.yaml").exists():  # that of runs/NAME is a copy
+        (workspace / "dvc.yaml").write_text((folder / "dvc.yaml").read_text())
+    return workspace
+
+
+def run_stages(workspace: Path, code: Path, stages: Sequence[str]) -> None:
+    """Run stages in a workspace one by one, each even if nothing changed, with the code of the clone.
+
+    Raises:
+        CheckFailed: one failed.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    environment["PYTHONPATH"] = str(code.resolve())
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    for stage in stages:
+        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--force", "--single-item", "--no-commit", stage]
+        ended = subprocess.run(command, cwd=workspace, env=environment, stdout=sys.stderr)
+        if ended.returncode:
+            raise CheckFailed(f"stage {stage} failed in {workspace}: what it said stands above.")
+
+
+def differences(recorded: Mapping[str, float], found: Mapping[str, float], tolerance: float) -> list[Difference]:
+    """The metrics that differ by more than `tolerance`, or that one side alone has, by name."""
+    names = sorted({*recorded, *found})
+    pairs = [Difference(name, recorded.get(name), found.get(name)) for name in names]
+    return [pair for pair in pairs if _distance(pair) > tolerance]
+
+
+def _distance(pair: Difference) -> float:
+    if pair.recorded is None or pair.reproduced is None:
+        return math.inf
+    return abs(pair.recorded - pair.reproduced)
+
+
+def changed_packages(recorded: Sequence[str], present: Sequence[str]) -> list[str]:
+    """Packages of one environment that the other has not, or in another version: "name 1.0 -> 1.1"."""
+    old, new = (dict(line.split("==", 1) for line in lines) for lines in (recorded, present))
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return [f"{name} {old.get(name, 'absent')} -> {new.get(name, 'absent')}" for name in names]
