@@ -116,7 +116,8 @@ def _detector_folder(settings: Settings, model: str | None) -> AbstractContextMa
         return nullcontext(settings.root / "models" / "detector" if model is None else Path(model))
     from masm import registry
 
-    return registry.stored_detector(registry.find_version(registry.connect(settings.mlflow), model))
+    client = registry.connect(settings.mlflow)
+    return registry.stored_detector(client, registry.find_version(client, model))
 
 
 @data_app.command("import")

@@ -27,18 +27,21 @@ from mlflow.data.code_dataset_source import CodeDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
+from mlflow.models.model import ModelInfo
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from sqlalchemy.exc import SQLAlchemyError
 
 from masm.errors import UserError
 from masm.promotion import Verdict
 from masm.scorecard import Estimate
+from masm.serving.manifest import MANIFEST, DamagedModel, check_manifest, digest, write_manifest
 from masm.serving.packaging import DETECTOR, ModelFiles, log_model
 from masm.settings import Mlflow
 
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS_CHAMPION = "previous_champion"
+ARTIFACTS = "artifacts.sha256"  # tag of a version: SHA-256 of its model's manifest
 SCORES = "scores.parquet"
 FIGURES = ("video_auc", "video_auc_low", "video_auc_high")  # tags of a version
 
@@ -78,10 +81,11 @@ class Record:
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """Where a run and its model are to be found."""
+    """Where a run and its model are to be found; `digest` is the SHA-256 of the model's manifest."""
 
     run_id: str
     model_uri: str
+    digest: str
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,24 @@ def log_run(record: Record, files: ModelFiles) -> LoggedRun:
             mlflow.log_text(text, name)
         model = log_model(files)
         mlflow.log_metrics(dict(record.metrics), model_id=model.model_id)
-    return LoggedRun(run.info.run_id, model.model_uri)
+        sealed = _seal(model, files.detector)
+    return LoggedRun(run.info.run_id, model.model_uri, sealed)
+
+
+def _seal(model: ModelInfo, detector: Path) -> str:
+    """Add the manifest to a logged model, and return its SHA-256.
+
+    Raises:
+        DamagedModel: what the artifact store holds of the detector is not what was sent.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        stored = Path(mlflow.artifacts.download_artifacts(model.model_uri, dst_path=folder))
+        for path in detector.iterdir():
+            if digest(stored / "artifacts" / DETECTOR / path.name) != digest(path):
+                raise DamagedModel(f"The artifact store changed {path.name} of {model.model_uri}: log it again.")
+        sealed = write_manifest(stored)
+        MlflowClient().log_model_artifact(model.model_id, str(stored / MANIFEST))
+    return sealed
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -198,7 +219,8 @@ def register(client: MlflowClient, name: str, run: LoggedRun, tags: Mapping[str,
         verdict: whether it becomes champion; if not it stays challenger.
     """
     figures = {key: str(value) for key, value in verdict.summary().items()}
-    version = str(mlflow.register_model(run.model_uri, name, tags={**tags, **figures}).version)
+    known = {**tags, **figures, ARTIFACTS: run.digest}
+    version = str(mlflow.register_model(run.model_uri, name, tags=known).version)
     client.set_registered_model_alias(name, CHALLENGER, version)
     if verdict.promoted:
         promote(client, name, version)
@@ -251,15 +273,43 @@ def champion_scores(version: ModelVersion) -> pd.DataFrame:
         return pd.read_parquet(path)
 
 
-@contextmanager
-def stored_detector(version: ModelVersion) -> Iterator[Path]:
-    """A copy of a version's detector folder, for as long as the context lasts.
+def download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path:
+    """Copy a version's model into `folder` and check every file of it against the version's manifest.
+
+    Args:
+        client: of `connect`.
+        version: of `find_version` or `champion`.
+        folder: where the copy goes; it is made where it is missing.
+
+    Returns:
+        The model's folder, laid out as `masm.serving.packaging` does: `artifacts/detector` and the rest.
 
     Raises:
-        UserError: the model's files are gone.
+        DamagedModel: a file is missing or differs; the message names the first one.
+        UserError: the model was not registered by masm, so that nothing says what its files should be.
     """
-    with _downloaded(version, f"models:/{version.name}/{version.version}") as path:
-        yield path / "artifacts" / DETECTOR
+    model = f"{version.name} version {version.version}"
+    expected = version.tags.get(ARTIFACTS)
+    if expected is None:
+        raise UserError(f"{model} has no tag {ARTIFACTS}, so that its files cannot be checked: register it by masm.")
+    source = client.get_model_version_download_uri(version.name, version.version)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        path = Path(mlflow.artifacts.download_artifacts(source, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DamagedModel(
+            f"{model}: its files are not in the artifact store ({reason}): bring them back, or register it anew."
+        ) from None
+    check_manifest(path, expected, model)
+    return path
+
+
+@contextmanager
+def stored_detector(client: MlflowClient, version: ModelVersion) -> Iterator[Path]:
+    """A checked copy of a version's detector folder, for as long as the context lasts (errors as `download`)."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield download(client, version, Path(folder)) / "artifacts" / DETECTOR
 
 
 @contextmanager

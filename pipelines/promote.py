@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from rich.console import Console
 
@@ -52,7 +53,7 @@ def main(settings: Settings) -> None:
     client = registry.connect(settings.mlflow)
     with console.status("promote: compare with the champion"):
         champion = registry.champion(client, settings.mlflow.model)
-        verdict = judge(settings, results, tags, champion)
+        verdict = judge(client, settings, results, tags, champion)
     with console.status("promote: record the run and its model"):
         run = registry.log_run(make_record(settings, results, tags), model_files(settings, results.detector))
         version = registry.register(client, settings.mlflow.model, run, tags, verdict)
@@ -96,7 +97,9 @@ def read_results(root: Path) -> Results:
     return Results(root / "models" / "detector", tuple(files.values()), training, metrics, adapted, confounded)
 
 
-def judge(settings: Settings, results: Results, tags: dict[str, str], champion: ModelVersion | None) -> Verdict:
+def judge(
+    client: MlflowClient, settings: Settings, results: Results, tags: dict[str, str], champion: ModelVersion | None
+) -> Verdict:
     """Compare a new model's test scores with the champion's, on the same data.
 
     A dataset whose reals and fakes come from different sources measures these, and is left out.
@@ -104,11 +107,16 @@ def judge(settings: Settings, results: Results, tags: dict[str, str], champion: 
     tests = settings.with_role("test")
     left_out = {name: results.confounded[name] for name in tests if name in results.confounded}
     deciding = [name for name in tests if name not in left_out]
-    return _judge_on(settings, deciding, results.scores, tags, champion).without(left_out)
+    return _judge_on(client, settings, deciding, results.scores, tags, champion).without(left_out)
 
 
 def _judge_on(
-    settings: Settings, tests: list[str], scores: pd.DataFrame, tags: dict[str, str], champion: ModelVersion | None
+    client: MlflowClient,
+    settings: Settings,
+    tests: list[str],
+    scores: pd.DataFrame,
+    tags: dict[str, str],
+    champion: ModelVersion | None,
 ) -> Verdict:
     """Compare on these test datasets.
 
@@ -123,7 +131,7 @@ def _judge_on(
         theirs = registry.champion_scores(champion)
         theirs = theirs[theirs["model"] == "adapted"]
     else:
-        with registry.stored_detector(champion) as folder:
+        with registry.stored_detector(client, champion) as folder:
             detector = Detector.load(folder, merged=True)
         if CropProfile(**detector.card["crop"]) != crop_profile(settings):
             reason = f"champion version {champion.version} was made for other crops: compare them by hand"

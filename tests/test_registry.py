@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -226,14 +228,74 @@ def test_detector_comes_back_from_the_registry(settings: Settings) -> None:
     detector = tiny_detector(3)
     use_detector(settings, detector)
     run_promote(settings)
-    champion = registry.champion(registry.connect(settings.mlflow), settings.mlflow.model)
+    client = registry.connect(settings.mlflow)
+    champion = registry.champion(client, settings.mlflow.model)
     assert champion is not None
-    with registry.stored_detector(champion) as folder:
+    with registry.stored_detector(client, champion) as folder:
         loaded = Detector.load(folder, merged=True)
     images = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
         stored = loaded.eval()(images)
         torch.testing.assert_close(stored, detector.eval()(images), atol=1e-5, rtol=0)
+
+
+def stored_model(settings: Settings) -> Path:
+    """The folder in which the artifact store keeps the only model that was logged."""
+    (path,) = Path(settings.mlflow.artifacts).rglob("manifest.json")
+    return path.parent
+
+
+def test_download_is_the_whole_model_and_its_tag_seals_it(settings: Settings, tmp_path: Path) -> None:
+    run_promote(settings)
+    client = registry.connect(settings.mlflow)
+    version = registry.find_version(client, f"models:/{settings.mlflow.model}@champion")
+    folder = registry.download(client, version, tmp_path / "copy")
+    for name in ("model.safetensors", "detector.json"):
+        copied, own = folder / "artifacts" / "detector" / name, settings.root / "models" / "detector" / name
+        assert copied.read_bytes() == own.read_bytes()
+    manifest = (folder / "manifest.json").read_bytes()
+    assert version.tags["artifacts.sha256"] == hashlib.sha256(manifest).hexdigest()
+    listed = json.loads(manifest)
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert set(listed) == present - {"manifest.json"}
+    for name, value in listed.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("artifacts/detector/model.safetensors", _flip, "is not what was registered"),
+        ("code/masm/detector.py", Path.unlink, "is missing"),
+        ("manifest.json", _flip, "is not what was registered"),
+        ("manifest.json", Path.unlink, "is missing"),
+        ("code/torch.py", lambda path: path.write_text("print('imported before the real one')"), "was added"),
+    ],
+)
+def test_damaged_model_is_not_handed_out(
+    settings: Settings, tmp_path: Path, name: str, damage: Callable[[Path], object], says: str
+) -> None:
+    run_promote(settings)
+    damage(stored_model(settings) / name)
+    client = registry.connect(settings.mlflow)
+    version = registry.find_version(client, f"models:/{settings.mlflow.model}/1")
+    with pytest.raises(registry.DamagedModel, match=rf"version 1: .*{re.escape(name)} {says}"):
+        registry.download(client, version, tmp_path / "copy")
+
+
+def test_model_whose_files_are_gone_is_not_handed_out(settings: Settings, tmp_path: Path) -> None:
+    run_promote(settings)
+    shutil.rmtree(stored_model(settings))
+    client = registry.connect(settings.mlflow)
+    version = registry.find_version(client, f"models:/{settings.mlflow.model}/1")
+    with pytest.raises(registry.DamagedModel, match="version 1: its files are not in the artifact store"):
+        registry.download(client, version, tmp_path / "copy")
 
 
 def test_champion_without_its_files_is_named(settings: Settings) -> None:
