@@ -10,7 +10,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -134,31 +136,38 @@ def reproduce(settings: Settings, recorded: Recorded, folder: Path, keep_search:
     return dict(json.loads((workspace / "reports" / "metrics.json").read_text()))
 
 
+@contextmanager
+def in_folder(named: Path | None) -> Iterator[Path]:
+    """The folder that is named, which must be new and stays; or a temporary one."""
+    if named is not None:
+        yield named
+        return
+    with tempfile.TemporaryDirectory(prefix="masm-reproduce-") as folder:
+        yield Path(folder, "code")
+
+
 def clone(code: Path, recorded: Recorded, folder: Path) -> None:
-    """A clone of the repository around `code` at the recorded revision, with its uncommitted changes; it shares the
-    repository's objects, which stays as it is."""
+    """A clone of the repository around `code` at the recorded revision, with the changes that were not committed.
+
+    It reads the repository's objects where they are; the repository stays as it is.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder} is there already: move it away, or name another.")
-    top = _git(code, "rev-parse", "--show-toplevel").strip()
-    _git(code, "clone", "--quiet", "--shared", "--no-checkout", top, str(folder.resolve()))
-    try:
-        _git(folder, "checkout", "--quiet", "--detach", recorded.commit)
-    except subprocess.CalledProcessError:
-        raise UserError(
-            f"commit {recorded.commit} is not in {top}: `git fetch` it from where the model was made."
-        ) from None
+    top = _git(code, f"{code} lies in no git repository", "rev-parse", "--show-toplevel").strip()
+    _git(code, f"{top} cannot be cloned", "clone", "-q", "--shared", "--no-checkout", top, str(folder.resolve()))
+    missing = f"commit {recorded.commit} is not in {top}: `git fetch` it from where the model was made"
+    _git(folder, missing, "checkout", "-q", "--detach", recorded.commit)
     if recorded.changes:
-        try:
-            _git(folder, "apply", "--whitespace=nowarn", "-", text=recorded.changes)
-        except subprocess.CalledProcessError as error:
-            raise UserError(
-                f"the uncommitted changes that the run kept do not apply: {error.stderr.strip()}"
-            ) from None
+        refused = f"the changes that the run kept do not apply to commit {recorded.commit}"
+        _git(folder, refused, "apply", "--whitespace=nowarn", "-", text=recorded.changes)
 
 
-def _git(folder: Path, *arguments: str, text: str | None = None) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, input=text, capture_output=True, check=True, text=True).stdout
+def _git(folder: Path, otherwise: str, *arguments: str, text: str | None = None) -> str:
+    """What git prints; UserError, saying `otherwise`, where it fails."""
+    ended = subprocess.run(["git", "-C", str(folder), *arguments], input=text, capture_output=True, text=True)
+    if ended.returncode:
+        raise UserError(f"{otherwise} ({' '.join(ended.stderr.split())}).")
+    return ended.stdout
 
 
 def prepare(settings: Settings, recorded: Recorded, folder: Path) -> Path:
@@ -189,7 +198,7 @@ def prepare(settings: Settings, recorded: Recorded, folder: Path) -> Path:
 
 
 def run_stages(workspace: Path, code: Path, stages: Sequence[str]) -> None:
-    """Run stages in a workspace one by one, each even if nothing changed, with the code of the clone.
+    """Run stages in a workspace in this order, each even if nothing changed, with the code of the clone.
 
     Raises:
         CheckFailed: one failed.
@@ -197,11 +206,9 @@ def run_stages(workspace: Path, code: Path, stages: Sequence[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
     environment["PYTHONPATH"] = str(code.resolve())
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    for stage in stages:
-        command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--force", "--single-item", "--no-commit", stage]
-        ended = subprocess.run(command, cwd=workspace, env=environment, stdout=sys.stderr)
-        if ended.returncode:
-            raise CheckFailed(f"stage {stage} failed in {workspace}: what it said stands above.")
+    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--force", "--single-item", "--no-commit", *stages]
+    if subprocess.run(command, cwd=workspace, env=environment, stdout=sys.stderr).returncode:
+        raise CheckFailed(f"one of the stages {', '.join(stages)} failed in {workspace}: what it said stands above.")
 
 
 def differences(recorded: Mapping[str, float], found: Mapping[str, float], tolerance: float) -> list[Difference]:

@@ -107,16 +107,23 @@ def restore(root: Path, like: Path, stages: list[str]) -> list[str]:
 
     Returns:
         The stages with an output that neither has.
+
+    Raises:
+        UserError: one of the workspaces is in no DVC repository, or dvc.lock is damaged.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
-    with Repo(str(like)) as known:
-        config = {name: known.config[name] for name in ("remote", "core")} | {"cache": {"dir": known.cache.local.path}}
-    with Repo(str(root), config=config) as repo:
-        for stage in stages:
-            with suppress(DvcException):
-                repo.pull(targets=[f"{root / 'dvc.yaml'}:{stage}"], force=True)
+    try:
+        with Repo(str(like)) as known:
+            places = {name: known.config[name] for name in ("remote", "core")}
+            places["cache"] = {"dir": known.cache.local.path}
+        with Repo(str(root), config=places) as repo:
+            for stage in stages:
+                with suppress(DvcException):
+                    repo.pull(targets=[f"{root / 'dvc.yaml'}:{stage}"], force=True)
+    except DvcException as error:
+        raise UserError(f"DVC cannot open {root} or {like} ({error}).") from None
     locked = _locked_stages(root)
     return [name for name in stages if not all((root / out["path"]).exists() for out in locked[name]["outs"])]
 
