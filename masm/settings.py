@@ -329,7 +329,10 @@ class Train(Optimisation):
 
     workers: int = Field(ge=1)
     max_failures: int = Field(ge=0, description="worker failures to recover from")
-    false_positive_rate: Share = Field(description="on validation, at the detector's threshold")
+    false_positive_rate: Share = Field(description="on validation, at the thresholds for frames and for videos")
+    calibration: Literal["temperature", "isotonic"] = Field(
+        default="temperature", description="how scores become probabilities; isotonic needs many validation videos"
+    )
 
 
 class Evaluate(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class FaceFrame:
         box: (4,) float32, the face box in the frame: x, y, width, height in pixels.
         landmarks: (5, 2) float32 pixels of the frame, or None where the detector gives none.
         mask: (size, size) uint8, the forgery mask in the crop; None where the clip has none.
+        seconds: when it is shown, from the first frame on; None where the clip does not say it.
     """
 
     frame_index: int
@@ -40,6 +41,7 @@ class FaceFrame:
     box: np.ndarray
     landmarks: np.ndarray | None
     mask: np.ndarray | None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,16 @@ def extract(
             takes) or has "no face".
         UserError: `weights` is not the profile's YuNet file, or PyAV is not installed.
     """
-    cropper = _cropper(profile, weights)
+    return extract_with(_cropper(profile, weights), clip_files, masks, profile.frames or 1)
+
+
+def extract_with(
+    cropper: FaceCropper, clip_files: Sequence[Path], masks: Sequence[Path] = (), least_frames: int = 1
+) -> Extraction:
+    """`extract` with a cropper that is there already; a video file of fewer than `least_frames` is "too short"."""
+    profile = cropper.profile
     with closing(open_frames(clip_files)) as clip, closing(open_frames(masks)) as cover:
-        if isinstance(clip, Video) and len(clip.numbers) < (profile.frames or 1):
+        if isinstance(clip, Video) and len(clip.numbers) < least_frames:
             raise Unusable("too short", f"{len(clip.numbers)} frames: the profile takes {profile.frames}")
         numbers = [clip.numbers[place] for place in spread(len(clip.numbers), profile.frames)]
         samples, failures = _sample(cropper, clip, cover, numbers)
@@ -101,7 +110,7 @@ def extract(
             failures.append(FrameFailure(sample.number, "no face", str(face.crop)))
             continue
         (image, mask), found = face.crop, face.detection
-        frames.append(FaceFrame(sample.number, chosen, image, found.box, found.landmarks, mask))
+        frames.append(FaceFrame(sample.number, chosen, image, found.box, found.landmarks, mask, sample.seconds))
     if not frames:
         raise Unusable("no face", f"the face cannot be cut out: {failures[-1].reason}")
     return Extraction(frames, sorted(failures, key=lambda failure: failure.frame_index))
@@ -124,6 +133,7 @@ class _Sample:
     number: int
     faces: list[_Face]
     masked: bool
+    seconds: float | None = None
 
 
 @cache
@@ -141,7 +151,8 @@ def _sample(
     for number, picture in clip.read(numbers):
         mask = next(masks)[1] if number in cover.numbers else None
         try:
-            samples.append(_find_faces(cropper, number, _sound(picture), None if mask is None else _sound(mask)))
+            sample = _find_faces(cropper, number, _sound(picture), None if mask is None else _sound(mask))
+            samples.append(replace(sample, seconds=clip.seconds(number)))
         except ImageError as error:
             failures.append(FrameFailure(number, "unreadable", str(error)))
     return samples, failures

@@ -9,6 +9,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Protocol
 
 import cv2
@@ -190,7 +191,7 @@ class CascadeDetector:
 
 
 class FaceCropper:
-    """Finds faces and cuts them out as a crop profile says; for one thread.
+    """Finds faces and cuts them out as a crop profile says; threads find them one after the other.
 
     With the detector "given" an image is a face's crop already: the whole of it is the face.
 
@@ -205,11 +206,13 @@ class FaceCropper:
     def __init__(self, profile: CropProfile, weights: Path | None = None) -> None:
         self.profile = profile
         self._detector = None if profile.detector == "given" else make_detector(profile, weights)
+        self._lock = Lock()
 
     def detect(self, image: np.ndarray) -> list[Detection]:
         """Return every face found, in any order."""
         if self._detector is not None:
-            return self._detector.detect(image)
+            with self._lock:
+                return self._detector.detect(image)
         return [Detection(np.array([0, 0, image.shape[1], image.shape[0]], np.float32), None, 1.0)]
 
     def cut(self, image: np.ndarray, face: Detection) -> np.ndarray:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+"""What Pillow may decode: of the others some run programs (EPS), and none is a photograph's."""
 MOST_PIXELS = 2**26
 """A larger image is taken for a decompression bomb (67 million pixels, 200 MB decoded)."""
 
@@ -24,8 +27,12 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(found, key=str)
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, max_pixels: int = MOST_PIXELS) -> np.ndarray:
     """Decode an image file's bytes, upright by its EXIF orientation.
+
+    Args:
+        data: the file.
+        max_pixels: a larger image is refused by its header, before anything is decoded.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -39,8 +46,8 @@ def decode_image(data: bytes) -> np.ndarray:
     if not data:
         raise ImageError("empty file")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if refusal := _refusal(image):
+        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+            if refusal := too_large(image.width, image.height, max_pixels) or _refusal(image):
                 raise ImageError(refusal)
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except ImageError:
@@ -48,18 +55,45 @@ def decode_image(data: bytes) -> np.ndarray:
     except UnidentifiedImageError:
         raise ImageError("not an image") from None
     except Image.DecompressionBombError:
-        raise ImageError(_BOMB) from None
+        raise ImageError(f"decompression bomb: more than {max_pixels} pixels") from None
     except (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error) as error:
         raise ImageError(f"cannot be decoded: {error}") from None
 
 
-_BOMB = f"decompression bomb: more than {MOST_PIXELS} pixels"
+def check_pixels(pixels: Any, max_pixels: int = MOST_PIXELS) -> np.ndarray:
+    """An image that comes as numbers: an array, or nested lists of them.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ImageError: it has another shape or other numbers than 0 to 255, or too many pixels.
+    """
+    try:
+        image = np.asarray(pixels)
+    except ValueError:  # rows of different lengths
+        raise ImageError(_NO_PIXELS) from None
+    if image.ndim != 3 or image.shape[2] != 3 or image.size == 0 or image.dtype.kind not in "iu":
+        raise ImageError(_NO_PIXELS)
+    if refusal := too_large(image.shape[1], image.shape[0], max_pixels):
+        raise ImageError(refusal)
+    if image.min() < 0 or image.max() > 255:
+        raise ImageError(_NO_PIXELS)
+    return np.ascontiguousarray(image, np.uint8)
+
+
+def too_large(width: int, height: int, max_pixels: int = MOST_PIXELS) -> str | None:
+    """Why an image is taken for a decompression bomb, or None."""
+    if width * height <= max_pixels:
+        return None
+    return f"decompression bomb: {width} x {height}, more than {max_pixels} pixels"
+
+
+_NO_PIXELS = "an array of pixels is (height, width, 3) of whole numbers from 0 to 255"
 
 
 def _refusal(image: Image.Image) -> str | None:
     """Why an image's pixels would not be those of the file; only its header is read."""
-    if image.width * image.height > MOST_PIXELS:
-        return _BOMB
     # Pillow keeps the upper byte of 16-bit colours and clips 16-bit greys, without a word.
     if image.mode.startswith(("I", "F")) or any(_is_deep(tile[3]) for tile in getattr(image, "tile", [])):
         return "more than 8 bits per channel: save it with 8"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from masm.data.images import IMAGE_SUFFIXES, ImageError, decode_image
+from masm.data.images import IMAGE_SUFFIXES, MOST_PIXELS, ImageError, decode_image, too_large
 from masm.data.importers.photograph import Unusable
 from masm.errors import UserError
 
@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+_CONTAINERS = "mov,mp4,avi,matroska,webm,mpeg,mpegts,mpegvideo,m4v,h264,hevc,flv,asf,ogg"
+"""FFmpeg's names of the formats that are opened. Others, such as playlists, name further files and addresses, which
+FFmpeg would read: what is uploaded as a video must not show what else lies on the machine."""
 
 
 class Frames(Protocol):
@@ -45,6 +49,9 @@ class Frames(Protocol):
         Yields:
             Each number with (H, W, 3) uint8 RGB, upright, or with the reason why there is none.
         """
+
+    def seconds(self, number: int) -> float | None:
+        """When a frame is shown, from the first one on; None where the clip does not say it."""
 
     def close(self) -> None:
         """Let go of the file."""
@@ -88,6 +95,9 @@ class Pictures:
                 yield number, ImageError(f"{file.name}: {error}")
             except OSError as error:
                 yield number, ImageError(f"{file.name}: {error.strerror}")
+
+    def seconds(self, number: int) -> None:
+        """Pictures have no times."""
 
     def close(self) -> None:
         """Nothing stays open."""
@@ -136,6 +146,15 @@ class Video:
             else:
                 yield number, _upright(latest.frame)
 
+    def seconds(self, number: int) -> float | None:
+        """See `Frames`."""
+        if self._counted:
+            rate = self._stream.average_rate
+            return float(number / rate) if rate else None
+        if number >= len(self._times) or self._stream.time_base is None:
+            return None
+        return float((self._times[number] - self._times[0]) * self._stream.time_base)
+
     def close(self) -> None:
         """Close the file."""
         self._container.close()
@@ -144,7 +163,9 @@ class Video:
         try:
             if self._path.stat().st_size == 0:
                 raise Unusable("unreadable", "empty file")
-            self._container: InputContainer = self._av.open(str(self._path), metadata_errors="ignore")
+            self._container: InputContainer = self._av.open(
+                str(self._path), options={"format_whitelist": _CONTAINERS}, metadata_errors="ignore"
+            )
         except (self._av.FFmpegError, OSError) as error:
             raise Unusable("unreadable", f"cannot be opened as a video: {error.strerror}") from None
         # The cover picture of a piece of music is a stream of video too.
@@ -157,6 +178,10 @@ class Video:
         if self._stream.codec_context is None:
             self.close()
             raise Unusable("unreadable", "the video is coded in a way that PyAV does not know")
+        if refusal := too_large(self._stream.width, self._stream.height):
+            self.close()
+            raise Unusable("unreadable", refusal)
+        self._stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # a later frame may be larger
         self._stream.codec_context.thread_count = 1  # many videos at a time, one in each process
 
     def _read_times(self) -> int:

@@ -1,0 +1,253 @@
+"""From an image or a video to its verdict: what the registered model, `masm score` and `masm serve` share.
+
+The steps are apart, so that a server can batch the middle one over requests: find the faces, compute the logits of
+their crops, judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import torch
+from scipy.special import expit, logit
+
+from masm.data.extract import extract_with
+from masm.data.faces import CropProfile, Detection, FaceCropper
+from masm.data.images import MOST_PIXELS, ImageError, check_pixels, decode_image
+from masm.data.importers.photograph import Unusable
+from masm.detector import Detector
+from masm.errors import UserError
+from masm.metrics import Calibration
+from masm.serving.results import NO_FACE, OK, Box, FaceScore, FrameResult, ImageResult, VideoResult
+
+BATCH_SIZE = 32
+VIDEO_FRAMES = 32
+"""Of a video, where the crop profile takes all: a request must not hold hours of film."""
+
+
+@dataclass(frozen=True)
+class FoundFace:
+    """A face of an image: its box, the face detector's confidence, and its crop (S, S, 3) uint8 RGB."""
+
+    box: Box
+    confidence: float
+    crop: np.ndarray
+
+
+@dataclass(frozen=True)
+class FoundFrame:
+    """The face that a video is judged by, in one frame; `seconds` from the first frame on, None if unknown."""
+
+    frame_index: int
+    seconds: float | None
+    box: Box
+    crop: np.ndarray
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the detector says of n crops: logits (n,) float64, and shares (n, K) and embeddings (n, D) if asked for."""
+
+    logits: np.ndarray
+    shares: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
+
+    def share(self, index: int) -> tuple[float, ...] | None:
+        """The shares of one crop."""
+        return None if self.shares is None else tuple(self.shares[index].tolist())
+
+    def embedding(self, index: int) -> np.ndarray | None:
+        """The embedding of one crop."""
+        return None if self.embeddings is None else self.embeddings[index]
+
+
+class Scorer:
+    """A detector with its face detector, ready to judge images and videos; several threads may share it.
+
+    Args:
+        folder: a registered model's, with `artifacts/` in it, or that folder itself, or a bare detector's.
+        face_detector: YuNet's file, where the folder does not bring the one that the crop profile names.
+        device: where the detector runs; by default a GPU if there is one.
+        max_pixels: larger images are refused before they are decoded.
+
+    Raises:
+        UserError: the folder holds no detector, or not the face detector that its crop profile names.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        face_detector: Path | None = None,
+        device: str | None = None,
+        max_pixels: int = MOST_PIXELS,
+    ) -> None:
+        self.folder, beside = find_parts(folder)
+        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.detector = Detector.load(self.folder, merged=True).to(self._device).eval()
+        card = self.detector.card
+        profile = CropProfile(**card["crop"])
+        self.cropper = FaceCropper(replace(profile, frames=profile.frames or VIDEO_FRAMES), face_detector or beside)
+        self.threshold = float(card["threshold"])
+        self.calibration = Calibration(**card["calibration"])
+        self.max_pixels = max_pixels
+        self._unmerged_lock = Lock()
+
+    def score_image(self, data: bytes | np.ndarray, shares: bool = False, embeddings: bool = False) -> ImageResult:
+        """Judge an image file's bytes, or pixels (H, W, 3) uint8 RGB; with subspace shares and embeddings if asked."""
+        try:
+            faces = self.find_faces(self.decode(data))
+        except ImageError as error:
+            return ImageResult(str(error))
+        return self.judge_image(faces, self.outputs([face.crop for face in faces], shares, embeddings))
+
+    def score_video(self, path: Path, shares: bool = False, embeddings: bool = False) -> VideoResult:
+        """Judge a video file by the face that is seen longest in it.
+
+        Raises:
+            UserError: PyAV is not installed.
+        """
+        try:
+            frames = self.find_frames(path)
+        except ImageError as error:
+            return VideoResult(str(error))
+        return self.judge_video(frames, self.outputs([frame.crop for frame in frames], shares, embeddings))
+
+    def decode(self, data: bytes | np.ndarray) -> np.ndarray:
+        """An image as (H, W, 3) uint8 RGB, upright.
+
+        Raises:
+            ImageError: it cannot be used; the message is the outcome.
+        """
+        if isinstance(data, bytes):
+            return decode_image(data, self.max_pixels)
+        return check_pixels(data, self.max_pixels)
+
+    def find_faces(self, image: np.ndarray) -> list[FoundFace]:
+        """The faces of an image (H, W, 3) uint8 RGB, the largest first.
+
+        Raises:
+            ImageError: faces were found, and none of them can be cut out.
+        """
+        found, failures = [], []
+        for face in sorted(self.cropper.detect(image), key=_area, reverse=True):
+            try:
+                found.append(FoundFace(_box(face.box), face.confidence, self.cropper.cut(image, face)))
+            except ImageError as error:
+                failures.append(error)
+        if failures and not found:
+            raise failures[0]
+        return found
+
+    def find_frames(self, path: Path) -> list[FoundFrame]:
+        """The face of a video that is seen longest, in frames that are spread evenly over all of it.
+
+        Raises:
+            ImageError: it cannot be used, or shows no face; the message is the outcome.
+            UserError: PyAV is not installed.
+        """
+        try:
+            frames = extract_with(self.cropper, [path]).frames
+        except Unusable as error:
+            raise ImageError(NO_FACE if error.outcome == NO_FACE else error.reason) from None
+        return [FoundFrame(frame.frame_index, frame.seconds, _box(frame.box), frame.image) for frame in frames]
+
+    def outputs(self, crops: Sequence[np.ndarray], shares: bool = False, embeddings: bool = False) -> Outputs:
+        """What the detector says of crops (S, S, 3) uint8 RGB."""
+        stacked = np.stack(crops) if len(crops) else np.empty((0, 1, 1, 3), np.uint8)
+        logits, features = self._forward(stacked)
+        return Outputs(logits, self.shares(stacked) if shares else None, features if embeddings else None)
+
+    def logits(self, crops: np.ndarray) -> np.ndarray:
+        """Logits (n,) float64 of crops (n, S, S, 3) uint8 RGB."""
+        return self._forward(crops)[0]
+
+    def shares(self, crops: np.ndarray) -> np.ndarray:
+        """Shares (n, K) of the K artifact subspaces in the logits of crops; K = 0 for a method without subspaces.
+
+        K + 1 forward passes through the detector as it was trained, which is loaded the first time.
+        """
+        if not len(crops):
+            return np.empty((0, 0))
+        with self._unmerged_lock:  # subspace_shares changes the weights for a while
+            if not self._unmerged.layers:
+                return np.empty((len(crops), 0))
+            parts = [self._unmerged.subspace_shares(batch) for batch in self._batches(crops)]
+        return torch.cat(parts).double().cpu().numpy()
+
+    def judge_image(self, faces: Sequence[FoundFace], outputs: Outputs) -> ImageResult:
+        """The result of an image from the outputs for its faces."""
+        scores = expit(outputs.logits)
+        judged = (
+            FaceScore(
+                face.box, score, self.probability(score), self.verdict(score), outputs.share(i), outputs.embedding(i)
+            )
+            for i, (face, score) in enumerate(zip(faces, scores.tolist(), strict=True))
+        )
+        return ImageResult(OK if faces else NO_FACE, tuple(judged))
+
+    def judge_video(self, frames: Sequence[FoundFrame], outputs: Outputs) -> VideoResult:
+        """The result of a video from the outputs for its frames, of which there is one at least."""
+        scores = expit(outputs.logits)
+        judged = tuple(
+            FrameResult(each.frame_index, each.seconds, score, each.box, outputs.share(i), outputs.embedding(i))
+            for i, (each, score) in enumerate(zip(frames, scores.tolist(), strict=True))
+        )
+        mean = float(scores.mean())
+        return VideoResult(OK, mean, self.probability(mean), self.verdict(mean), judged)
+
+    def probability(self, score: float) -> float:
+        """Calibrated probability of fake."""
+        return float(self.calibration.probability(np.asarray(logit(score))))
+
+    def verdict(self, score: float) -> str:
+        """The class at the detector's threshold."""
+        return "fake" if score >= self.threshold else "real"
+
+    @torch.inference_mode()
+    def _forward(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits (n,) float64 and embeddings (n, D) float32."""
+        logits, features = [np.empty(0)], []
+        for batch in self._batches(crops):
+            features.append(self.detector.embed(batch))
+            logits.append(self.detector.classify(features[-1]).double().cpu().numpy())
+        embeddings = torch.cat(features).float().cpu().numpy() if features else np.empty((0, 0), np.float32)
+        return np.concatenate(logits), embeddings
+
+    def _batches(self, crops: np.ndarray) -> Iterator[torch.Tensor]:
+        """Crops as (<= BATCH_SIZE, 3, S, S) float32 in [0, 1] on the device."""
+        for start in range(0, len(crops), BATCH_SIZE):
+            batch = torch.from_numpy(crops[start : start + BATCH_SIZE]).permute(0, 3, 1, 2)
+            yield batch.to(self._device).float() / 255
+
+    @cached_property
+    def _unmerged(self) -> Detector:
+        return Detector.load(self.folder).to(self._device).eval()
+
+
+def find_parts(folder: Path) -> tuple[Path, Path | None]:
+    """The detector's folder and YuNet's file, if there is one, of a model's folder or of a bare detector's.
+
+    Raises:
+        UserError: there is no detector in it.
+    """
+    for candidate in (folder / "artifacts", folder):
+        if (candidate / "detector" / "detector.json").is_file():
+            face_detector = candidate / "face_detector.onnx"
+            return candidate / "detector", face_detector if face_detector.is_file() else None
+    if (folder / "detector.json").is_file():
+        return folder, None
+    raise UserError(f"{folder} holds no detector: name the folder of a registered model, or that of a detector.")
+
+
+def _area(face: Detection) -> float:
+    return float(face.box[2] * face.box[3])
+
+
+def _box(box: np.ndarray) -> Box:
+    x, y, width, height = box.tolist()
+    return x, y, width, height
