@@ -203,7 +203,8 @@ def run_stages(workspace: Path, code: Path, stages: Sequence[str]) -> None:
     Raises:
         CheckFailed: one failed.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+    # The address that MLflow itself leaves in the environment goes before params.yaml.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment["PYTHONPATH"] = str(code.resolve())
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--force", "--single-item", "--no-commit", *stages]
