@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,7 +24,10 @@ from masm.settings import Role, Settings, load_settings
 if TYPE_CHECKING:
     from masm.backbones.inspection import Inspection
     from masm.data.importing import Imported
+    from masm.drift import Comparison
+    from masm.monitoring import Batch
     from masm.reproduction import Difference
+    from masm.serving.scorer import Scorer
 
 app = typer.Typer(help="Train, search, compare, promote and serve face-forgery detectors.", no_args_is_help=True)
 registry_app = typer.Typer(help="The registered models.", no_args_is_help=True)
@@ -204,6 +210,105 @@ def _detector_folder(settings: Settings, model: str | None) -> AbstractContextMa
 
     client = registry.connect(settings.mlflow)
     return registry.stored_detector(client, registry.find_version(client, model))
+
+
+@app.command()
+def score(
+    paths: Annotated[list[Path], typer.Argument(help="Images, videos, and folders of them.", metavar="PATH...")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder; else the champion."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="FILE.parquet or FILE.csv; without, a table is shown.")] = None,
+    frames: Annotated[bool, typer.Option("--frames", help="A row for each frame of the videos, too.")] = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Score images and videos: one row for each file, with the reason where it cannot be scored."""
+    from rich.progress import Progress
+
+    from masm.serving.files import check_out, find_media, score_rows, table_of, write_rows
+    from masm.serving.many import Result
+
+    settings = load_settings(params)
+    if out is not None:
+        check_out(out)
+    files = find_media(paths)
+    outcomes: Counter[str] = Counter()
+    with _open_scorer(settings, model) as scorer, Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("score", total=len(files))
+
+        def count(result: Result) -> None:
+            outcomes[result.outcome] += 1
+            bar.advance(task)
+
+        rows = score_rows(scorer, files, frames, count)
+        table = None
+        if out is None:
+            table = table_of(rows)
+        else:
+            write_rows(out, rows)
+    if table is not None:
+        Console().print(table)
+    where = "" if out is None else f"{out}: "
+    text = f"{where}{outcomes['ok']} of {len(files)} files have a score"
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def monitor(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Images, videos, folders; or what `masm score --frames` or `masm embed` wrote."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder; else the champion."),
+    ] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Say whether scores and embeddings of a batch are as those of the model's validation; exit code 1 if not."""
+    from rich.progress import Progress
+
+    from masm.drift import compare, read_reference
+    from masm.monitoring import observe
+
+    settings = load_settings(params)
+    with _open_scorer(settings, model) as scorer, Progress(console=Console(stderr=True), transient=True) as bar:
+        reference = read_reference(scorer.folder)
+        task = bar.add_task("monitor", total=None)
+        batch = observe(scorer, paths, lambda done, total: bar.update(task, completed=done, total=total))
+    rows = compare(reference, batch.sample, settings.monitor.psi, settings.monitor.significance)
+    _print_monitored(batch, rows)
+    if drifted := [f"{row.statistic} of {row.what}" for row in rows if row.drifted]:
+        raise CheckFailed(f"the batch has drifted from what the model was validated on: {', '.join(drifted)}.")
+
+
+def _print_monitored(batch: Batch, rows: list[Comparison]) -> None:
+    """What the batch was, and its distances from the reference."""
+    table = Table("distribution", "statistic", "value", "limit", "")
+    for row in rows:
+        mark = "drifted" if row.drifted else ""
+        table.add_row(row.what, row.statistic, f"{row.value:.3f}", f"{row.limit:.3f}", mark)
+    Console().print(table)
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in batch.outcomes.most_common())
+    counts = f"{len(batch.sample.scores)} frames; files or videos: {outcomes}"
+    Console().print(counts, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _open_scorer(settings: Settings, model: str | None) -> Iterator[Scorer]:
+    """The scorer of a folder, or of a checked copy of a registered model, the champion where none is named."""
+    from masm import registry
+    from masm.data.profile import detector_weights
+    from masm.serving.scorer import Scorer
+
+    named = model or f"models:/{settings.mlflow.model}@champion"
+    if not named.startswith("models:"):
+        yield Scorer(Path(named), detector_weights(settings))
+        return
+    client = registry.connect(settings.mlflow)
+    with TemporaryDirectory() as folder:
+        yield Scorer(registry.download(client, registry.find_version(client, named), Path(folder)))
 
 
 @data_app.command("import")

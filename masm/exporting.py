@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from masm.detector import CLASSES, Detector
-from masm.errors import UserError
+from masm.errors import CheckFailed, UserError
 
 Format = Literal["onnx", "torch"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -48,7 +48,7 @@ def export(detector: Detector, path: Path, form: Format) -> float:
 
     Raises:
         UserError: the file's name does not fit, onnx is not installed, or the file cannot be written.
-        RuntimeError: the exported model gives other logits.
+        CheckFailed: the exported model gives other logits.
     """
     if path.suffix != (suffix := ".onnx" if form == "onnx" else ".pt2"):
         raise UserError(f"--out {path}: a file of format {form} is named *{suffix}.")
@@ -90,7 +90,7 @@ def largest_difference(detector: Detector, run: Run) -> float:
     """The largest difference between a detector's logits and another program's, on noise.
 
     Raises:
-        RuntimeError: it is above TOLERANCE.
+        CheckFailed: it is above TOLERANCE.
     """
     generator, size, largest = torch.Generator().manual_seed(0), image_size(detector), 0.0
     for batch in BATCHES:
@@ -101,7 +101,7 @@ def largest_difference(detector: Detector, run: Run) -> float:
             expected = detector(images).numpy()
         found = run(images)
         if not np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
-            raise RuntimeError(
+            raise CheckFailed(
                 f"the exported model gives {found.tolist()} for a batch of {batch}, the detector {expected.tolist()}: "
                 "no file was written."
             )

@@ -18,7 +18,8 @@ from masm.drift import Sample
 from masm.embeddings import ORIGIN, read_embeddings
 from masm.errors import UserError
 from masm.evaluation import VIDEO
-from masm.serving.files import find_media, score_files
+from masm.serving.files import file_task, find_media
+from masm.serving.many import score_many
 from masm.serving.results import OK, ImageResult, VideoResult
 from masm.serving.scorer import Scorer
 
@@ -31,9 +32,18 @@ class Batch:
     outcomes: Counter[str]
 
 
-def is_table(path: Path) -> bool:
-    """Whether a path names a Parquet file, and not an image, a video or a folder."""
-    return path.suffix.lower() == ".parquet"
+def observe(
+    scorer: Scorer, paths: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None
+) -> Batch:
+    """What a model makes of some paths: Parquet files of `masm embed` or `masm score`, or images, videos and folders.
+
+    Raises:
+        UserError: they are of both kinds, or as `observe_files` and `read_tables` say.
+    """
+    tables = [path.suffix.lower() == ".parquet" for path in paths]
+    if any(tables) and not all(tables):
+        raise UserError("some paths are Parquet files and some are not: compare them one kind at a time.")
+    return read_tables(scorer.detector, paths) if all(tables) else observe_files(scorer, paths, progress)
 
 
 def observe_files(
@@ -54,7 +64,8 @@ def observe_files(
     embeddings: list[np.ndarray] = []
     recordings: list[int] = []
     outcomes: Counter[str] = Counter()
-    for number, (_, result) in enumerate(score_files(scorer, files, embeddings=True)):
+    tasks = (file_task(scorer, file) for file in files)
+    for number, result in enumerate(score_many(scorer, tasks, embeddings=True)):
         outcomes[result.outcome] += 1
         for score, embedding in _seen(result):
             scores.append(score)
@@ -75,7 +86,7 @@ def read_tables(detector: Detector, paths: Sequence[Path]) -> Batch:
     """Read Parquet files that `masm embed` or `masm score` wrote; of each file all have the same of the two.
 
     Args:
-        detector: gives the scores of embeddings, merged, on the CPU.
+        detector: gives the scores of embeddings.
         paths: of the files.
 
     Raises:
@@ -117,7 +128,8 @@ def _read_embedded(detector: Detector, path: Path) -> Batch:
             f"{path} holds embeddings of {embeddings.shape[1]} values, the model's have {expected}: it is of another."
         )
     with torch.inference_mode():
-        scores = torch.sigmoid(detector.classify(torch.from_numpy(embeddings.copy())).double()).numpy()
+        logits = detector.classify(torch.from_numpy(embeddings.copy()).to(detector.device))
+    scores = torch.sigmoid(logits.double()).cpu().numpy()
     return Batch(Sample(scores, recordings, embeddings.astype(np.float64)), Counter({OK: len(np.unique(recordings))}))
 
 

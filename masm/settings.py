@@ -553,6 +553,12 @@ def _with_environment(settings: Settings) -> Settings:
     )
 
 
+def media_root() -> Path | None:
+    """MASM_MEDIA_ROOT: the folder whose files a request to a served model may name; None where it may name none."""
+    folder = os.environ.get("MASM_MEDIA_ROOT")
+    return Path(folder) if folder else None
+
+
 def fingerprint(*parts: Any) -> str:
     """Twelve hex digits that stand for these sections and values: the name of the work in progress."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]

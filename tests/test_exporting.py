@@ -13,7 +13,7 @@ from torch import Tensor
 
 from masm import exporting
 from masm.detector import Detector
-from masm.errors import UserError
+from masm.errors import CheckFailed, UserError
 from masm.exporting import Format, export, read_program
 from tests.serving.workspace import PROFILE, SIZE, save, tiny_detector
 
@@ -113,7 +113,7 @@ def test_file_that_scores_otherwise_is_not_left(
     monkeypatch.setattr(exporting, write.__name__, write_and_change)
     kept = tmp_path / ("model.pt2" if form == "torch" else "model.onnx")
     kept.write_text("a former file")
-    with pytest.raises(RuntimeError, match="no file was written"):
+    with pytest.raises(CheckFailed, match="no file was written"):
         export(other, kept, form)
     assert kept.read_text() == "a former file"
     assert list(tmp_path.iterdir()) == [kept]
