@@ -117,7 +117,7 @@ def restore(root: Path, like: Path, stages: list[str]) -> list[str]:
     try:
         with Repo(str(like)) as known:
             places = {name: known.config[name] for name in ("remote", "core")}
-            places["cache"] = {"dir": known.cache.local.path}
+            places["cache"] = {"dir": known.cache.local_cache_dir}
         with Repo(str(root), config=places) as repo:
             for stage in stages:
                 with suppress(DvcException):
