@@ -25,14 +25,34 @@ class Cost:
     peak_memory_bytes: int | None
     price: float | None
 
+    def texts(self) -> tuple[str, str, str, str]:
+        """Time, processors' time, memory and price, ready to print; empty where unknown."""
+        memory = "" if self.peak_memory_bytes is None else f"{self.peak_memory_bytes / 2**30:.1f} GiB"
+        price = "" if self.price is None else f"{self.price:.3f}"
+        return duration(self.seconds), "" if self.cpu_seconds is None else duration(self.cpu_seconds), memory, price
+
+
+def duration(seconds: float) -> str:
+    """Such as "7.2 s", "3 min 05 s" or "2 h 07 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"
+
 
 @dataclass(frozen=True)
 class Costs:
-    """Of the stages that were timed, in their order, of all of them together, and of the trials of the search."""
+    """Of the stages that were timed, in their order, of all of them together, and of the trials of the search.
+
+    `price_per_hour` is the setting; without it nothing has a price.
+    """
 
     stages: tuple[Cost, ...]
     total: Cost
     trials: tuple[Cost, ...]
+    price_per_hour: float | None
 
 
 def read_costs(settings: Settings, trials: pd.DataFrame) -> Costs:
@@ -45,7 +65,7 @@ def read_costs(settings: Settings, trials: pd.DataFrame) -> Costs:
     price = settings.evaluate.price_per_hour
     names = [*(f"ingest@{name}" for name in settings.datasets), *BEFORE]
     stages = stage_costs(settings.root / "timings", names, price)
-    return Costs(stages, total_of(stages), trial_costs(trials, settings.search.concurrent, price))
+    return Costs(stages, total_of(stages), trial_costs(trials, settings.search.concurrent, price), price)
 
 
 def stage_costs(folder: Path, names: Sequence[str], price_per_hour: float | None) -> tuple[Cost, ...]:

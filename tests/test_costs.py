@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from masm.costs import Cost, read_costs, total_of, trial_costs
+from masm.costs import Cost, duration, read_costs, total_of, trial_costs
 from masm.settings import Settings, load_settings
 from masm.timings import Timing
 from tests.conftest import ROOT
@@ -50,3 +50,16 @@ def test_a_single_trial_has_the_machine_for_itself() -> None:
     (cost,) = trial_costs(pd.DataFrame({"trial": [0], "time_total_s": [1800.0]}), concurrent=4, price_per_hour=2.0)
     assert cost.price == pytest.approx(1.0)
     assert total_of([]) == Cost("all", 0, 0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7.24, "7.2 s"), (59.96, "1 min 00 s"), (185.4, "3 min 05 s"), (3599.6, "1 h 00 min"), (7620, "2 h 07 min")],
+)
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_what_is_unknown_is_empty() -> None:
+    assert Cost("trial 0", 3.0, None, None, None).texts() == ("3.0 s", "", "", "")
+    assert Cost("train", 90.0, 61.0, 3 * 2**29, 0.1234).texts() == ("1 min 30 s", "1 min 01 s", "1.5 GiB", "0.123")
