@@ -162,10 +162,17 @@ def _write_onnx(detector: Detector, path: Path) -> Run:
     except ImportError as error:
         raise UserError(f"ONNX needs packages that are not installed ({error.name}): install masm[export].") from None
     images, shapes = _example(detector)
-    names = {"input_names": ["images"], "output_names": ["logits"]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program: Any = torch.onnx.export(detector, images, dynamic_shapes=shapes, **names, dynamo=True, verbose=False)
+        program: Any = torch.onnx.export(
+            detector,
+            images,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=shapes,
+            dynamo=True,
+            verbose=False,
+        )
     program.model.metadata_props[METADATA] = json.dumps(describe(detector))
     program.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -10,6 +10,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
+from masm.errors import UserError
+
 Chain = dict[str, Any]
 """What `trace` gives: JSON values by link, the raw data first and the model last."""
 
@@ -24,8 +26,11 @@ def trace(client: MlflowClient, version: ModelVersion) -> Chain:
     Returns:
         `data` (a list: name, role, path, md5), `backbone`, `code`, `settings`, `protocol`, `environment`, `run` and
         `model`; what was not recorded is None.
+
+    Raises:
+        UserError: the version was registered without a run.
     """
-    run = client.get_run(version.run_id)
+    run = run_of(client, version)
     tags = {**run.data.tags, **version.tags}
     return {
         "data": _datasets(run),
@@ -39,9 +44,22 @@ def trace(client: MlflowClient, version: ModelVersion) -> Chain:
     }
 
 
+def run_of(client: MlflowClient, version: ModelVersion) -> Run:
+    """The run that made a version.
+
+    Raises:
+        UserError: it was registered without one.
+    """
+    if not version.run_id:
+        raise UserError(
+            f"{version.name} version {version.version} was registered without a run: nothing says where it comes from."
+        )
+    return client.get_run(version.run_id)
+
+
 def _datasets(run: Run) -> list[dict[str, Any]]:
     found = []
-    for item in run.inputs.dataset_inputs:
+    for item in run.inputs.dataset_inputs if run.inputs else ():
         address = json.loads(item.dataset.source)["tags"]
         roles = [tag.value for tag in item.tags if tag.key == "mlflow.data.context"]
         found.append(

@@ -25,6 +25,7 @@ from mlflow.exceptions import MlflowException
 
 from masm.data.versions import folder_md5, locked_tables, restore
 from masm.errors import CheckFailed, UserError
+from masm.provenance import run_of
 from masm.settings import Settings
 
 STAGES = ("validate", "search", "train", "evaluate")
@@ -70,12 +71,13 @@ def read_record(version: ModelVersion) -> Recorded:
     Raises:
         UserError: the run was recorded without its settings or with uncommitted changes that were not kept.
     """
-    run = mlflow.get_run(version.run_id)
+    client = mlflow.MlflowClient()
+    run = run_of(client, version)
     commit, dirty = run.data.tags.get("git.commit", "none"), run.data.tags.get("git.dirty") == "true"
     named = f"{version.name} version {version.version}"
     if commit == "none":
         raise UserError(f"{named} was made outside of a git repository: its code is not known.")
-    kept = {item.path for item in mlflow.MlflowClient().list_artifacts(version.run_id)}
+    kept = {item.path for item in client.list_artifacts(run.info.run_id)}
     if missing := {"params.yaml", "dvc.lock", "metrics.json"} - kept:
         raise UserError(f"the run of {named} did not keep {min(missing)}: it was registered before runs kept it.")
     if dirty and "uncommitted.diff" not in kept:

@@ -110,6 +110,13 @@ def test_a_run_that_kept_too_little_is_refused(
         read_record(other)
 
 
+def test_a_version_without_a_run_is_refused(promoted: Settings) -> None:
+    by_hand = ModelVersion("by-hand", "1", 0)
+    for ask in (read_record, lambda version: trace(registry.connect(promoted.mlflow), version)):
+        with pytest.raises(UserError, match="by-hand version 1 was registered without a run"):
+            ask(by_hand)
+
+
 def git(folder: Path, *arguments: str) -> str:
     identity = ("-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false")
     command = ["git", "-C", str(folder), *identity, *arguments]
