@@ -448,6 +448,27 @@ class Ray(Section):
     storage: str = Field(description="an absolute path or URI that every node reaches")
 
 
+class Serving(Section):
+    """The service of `masm serve`; the key that it asks for is MASM_API_KEY of the environment."""
+
+    host: str = Field(default="127.0.0.1", description="0.0.0.0 lets other machines in: set MASM_API_KEY then")
+    port: int = Field(default=8000, ge=1, le=65535)
+    replicas: int = Field(default=1, ge=1, description="processes that hold the model; they share the processors")
+    batch_size: int = Field(default=8, ge=1, description="crops of one pass, of several requests")
+    batch_wait_ms: float = Field(default=5, ge=0, description="that a crop waits for others, at most")
+    poll_seconds: float = Field(default=2, gt=0, description="between looks at the registry")
+    max_bytes: int = Field(default=2**25, ge=1, description="of a request's body")
+    max_pixels: int = Field(default=2**26, ge=1, description="of an image, or of a video's frame")
+    max_video_seconds: float = Field(default=300, gt=0)
+    requests_per_minute: int | None = Field(default=None, ge=1, description="of each client's address")
+    media_root: Path | None = Field(default=None, description="the folder whose files a request may name")
+
+
+def api_key() -> str | None:
+    """MASM_API_KEY, which the service asks its clients for; None where it asks for none."""
+    return os.environ.get("MASM_API_KEY") or None
+
+
 class Settings(Section):
     """All of params.yaml. Relative paths are seen from the file's own folder, `root`."""
 
@@ -470,6 +491,7 @@ class Settings(Section):
     monitor: Monitor = Monitor()
     mlflow: Mlflow
     ray: Ray
+    serving: Serving = Serving()
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Settings:
