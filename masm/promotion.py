@@ -8,7 +8,7 @@ from dataclasses import astuple, dataclass, replace
 
 import pandas as pd
 
-from masm.evaluation import evaluate, paired_bootstrap
+from masm.evaluation import macro_estimate, paired_bootstrap
 from masm.scorecard import Estimate, number
 
 ROUNDING = 1e-9  # AUCs closer than this are the same
@@ -94,4 +94,4 @@ def compare(
 def estimate_macro_video_auc(scores: pd.DataFrame, datasets: Sequence[str], draws: int, seed: int) -> Estimate:
     """Mean video AUC over the datasets, with its bootstrap interval."""
     chosen = scores[scores["dataset"].isin(datasets)]
-    return evaluate(chosen, threshold=0.5, draws=draws, seed=seed).video_auc  # no threshold enters an AUC
+    return macro_estimate(chosen, draws, seed)

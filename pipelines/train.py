@@ -16,10 +16,10 @@ from ray.train import Checkpoint
 from rich.console import Console
 from scipy.special import expit
 
-from masm.cluster import connected, discard, work_name
+from masm.cluster import connected, discard
 from masm.data.frames import Frames, load_frames
 from masm.data.profile import crop_profile
-from masm.data.versions import fetch_missing, in_checkout
+from masm.data.versions import fetch_missing, in_checkout, work_name
 from masm.decisions import fit_decisions
 from masm.detector import Detector
 from masm.drift import make_reference, write_reference

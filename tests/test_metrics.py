@@ -18,6 +18,7 @@ from masm.metrics import (
     bootstrap_areas,
     equal_error_rate,
     expected_calibration_error,
+    reliability_curve,
     resampling_weights,
     roc_curve,
     true_positive_rate_at,
@@ -109,6 +110,24 @@ def test_calibration_error_of_a_known_case() -> None:
     probabilities = np.array([0.05, 0.05, 0.95, 1.0])
     expected = 0.5 * abs(0.5 - 0.05) + 0.5 * abs(1 - 0.975)
     assert expected_calibration_error(labels, probabilities, bins=10) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 30)), min_size=1, max_size=60))
+def test_reliability_equals_a_loop_over_the_bins(rows: list[tuple[int, int]]) -> None:
+    labels, steps = np.array(rows).T
+    stated = steps / 30
+    curve, error = reliability_curve(labels, stated, bins=7), 0.0
+    place = 0
+    for low in range(7):
+        inside = [(y, p) for y, p in zip(labels, stated, strict=True) if min(int(p * 7), 6) == low]
+        if inside:
+            share, mean = (sum(each) / len(inside) for each in zip(*inside, strict=True))
+            assert (curve.fakes[place], curve.probability[place]) == pytest.approx((share, mean), abs=1e-12)
+            assert curve.counts[place] == len(inside)
+            error += len(inside) / len(labels) * abs(share - mean)
+            place += 1
+    assert place == len(curve.counts)
+    assert expected_calibration_error(labels, stated, bins=7) == pytest.approx(error, abs=1e-9)
 
 
 def clustered_sample(seed: int, people: int, tied: bool) -> Sample:
