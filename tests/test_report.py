@@ -31,7 +31,6 @@ from tests.test_evaluation import DECISIONS, make_scores
 from tests.test_robustness import with_distortions
 from tests.test_separability import make_embeddings
 
-
 COSTS = Costs(
     stages=(Cost("search", 120.0, 230.0, 2**30, 0.04), Cost("train", 600.0, 1100.0, 3 * 2**30, 0.2)),
     total=Cost("all", 720.0, 1330.0, 3 * 2**30, 0.24),
