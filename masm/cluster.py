@@ -106,7 +106,7 @@ def run_on_actors(
     gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
     options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
     actor = ray.remote(**options)(_Worker)
-    kept = ray.put(state)
+    kept = [ray.put(state)]  # in a list it goes to the worker as a reference, which this one holds until the end
     pool = ActorPool([actor.remote(run, kept) for _ in range(min(workers, len(items)))])
     try:
         yield from pool.map_unordered(lambda worker, item: worker.run.remote(item), items)
@@ -117,8 +117,8 @@ def run_on_actors(
 class _Worker(Generic[State, Item, Result]):
     """A process of the cluster with a state of its own."""
 
-    def __init__(self, run: Callable[[State, Item], Result], state: State) -> None:
-        self._run, self._state = run, state
+    def __init__(self, run: Callable[[State, Item], Result], kept: Sequence[ray.ObjectRef]) -> None:
+        self._run, self._state = run, ray.get(kept[0])
 
     def run(self, item: Item) -> tuple[Item, Result]:
         """The item with its result."""

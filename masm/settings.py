@@ -351,8 +351,9 @@ class Robustness(Section):
     """Distortions of the test datasets (`masm.data.distort`), and how many frames the model sees under each."""
 
     kinds: tuple[Distortion, ...] = Field(default=(), description="h264 needs the extra `video`")
-    frames: int = Field(
-        default=0, ge=0, description="of each dataset's method, about as many: whole videos; 0: none at all"
+    frames: int = Field(default=0, ge=0, description="of each dataset's method, about as many; 0: none at all")
+    frames_per_video: int | None = Field(
+        default=None, ge=1, description="of each video that is chosen; null: all of them"
     )
 
 

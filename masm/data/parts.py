@@ -19,7 +19,7 @@ import torch
 from masm.data.distort import CLEAN, LEVELS, distort, distort_video
 from masm.data.stored import StoredImages, decode, shard_images
 from masm.data.table import read_rows, read_shards, table_shards
-from masm.settings import Settings
+from masm.settings import Robustness, Settings
 
 PART_ROWS = 2048
 """Frames of a part, about: minutes of work for a large backbone on a CPU, and worth a file for a small one."""
@@ -106,7 +106,7 @@ def plan(settings: Settings, datasets: Sequence[str], distorted: bool = False) -
     Raises:
         UserError: a table is missing or damaged.
     """
-    parts = []
+    parts: list[Part] = []
     for name in datasets:
         parts += _stored_parts(settings, name)
         if distorted and settings.evaluate.robustness.frames:
@@ -125,7 +125,7 @@ def _stored_parts(settings: Settings, dataset: str) -> Iterator[Part]:
 
 def _distorted_parts(settings: Settings, dataset: str) -> Iterator[Part]:
     robustness = settings.evaluate.robustness
-    chosen = sorted(_spread_clips(settings.table(dataset), robustness.frames))
+    chosen = sorted(_spread_clips(settings.table(dataset), robustness))
     for kind in robustness.kinds:
         for level in range(1, 1 + min(JUDGED_LEVELS, len(LEVELS[kind]))):
             for shard, clips in groupby(chosen, key=lambda clip: clip[0]):
@@ -135,21 +135,29 @@ def _distorted_parts(settings: Settings, dataset: str) -> Iterator[Part]:
 
 
 Clip = tuple[int, tuple[int, ...]]
-"""A video's shard, and its frames' rows in it; one that goes on in the next shard is two clips."""
+"""A video's shard, and the rows of its frames in it; one that goes on in the next shard is two clips."""
 
 
-def _spread_clips(table: Path, frames: int) -> Iterator[Clip]:
-    """Clips of each method, evenly spread over the table, that hold about `frames` frames together; one at least."""
+def _spread_clips(table: Path, robustness: Robustness) -> Iterator[Clip]:
+    """Clips of each method, evenly spread over the table, that hold about as many frames as asked for; one at least.
+
+    They have all their frames, or `frames_per_video` that are evenly spread over them.
+    """
     clips: dict[str, list[tuple[int, np.ndarray]]] = {}
     for shard, facts in enumerate(read_shards(table, CLIP)):
         for (method, _), rows in facts.to_pandas().groupby(CLIP, sort=False).indices.items():
-            clips.setdefault(method, []).append((shard, rows.astype(np.int32)))
+            taken = rows[_evenly(len(rows), robustness.frames_per_video or len(rows))]
+            clips.setdefault(method, []).append((shard, taken.astype(np.int32)))
     for own in clips.values():
         total = sum(len(rows) for _, rows in own)
-        count = min(len(own), max(1, round(frames * len(own) / total)))
-        for index in np.linspace(0, len(own) - 1, count).round().astype(int).tolist():
+        for index in _evenly(len(own), max(1, round(robustness.frames * len(own) / total))).tolist():
             shard, rows = own[index]
             yield shard, tuple(rows.tolist())
+
+
+def _evenly(length: int, count: int) -> np.ndarray:
+    """`count` of `length` places from the first to the last, or all where there are fewer."""
+    return np.linspace(0, length - 1, min(count, length)).round().astype(int)
 
 
 def _cuts(lengths: Sequence[int], limit: int) -> list[int]:

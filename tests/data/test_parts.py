@@ -88,6 +88,21 @@ def test_distorted_parts_hold_the_same_whole_clips_of_each_method_at_every_level
     assert len(of_method["reenact"]) >= 1
 
 
+def test_few_frames_of_each_video_make_more_videos(settings: Settings) -> None:
+    robustness = settings.evaluate.robustness.model_copy(update={"frames_per_video": 2, "kinds": ("blur",)})
+    changed = settings.model_copy(
+        update={"evaluate": settings.evaluate.model_copy(update={"robustness": robustness, "batch_size": 100})}
+    )
+    parts = [part for part in plan(changed, ["judge"], distorted=True) if part.level == 1]
+    names = [fact["sample_id"].split("/") for part in parts for fact in facts(changed, part)]
+    taken = {(method, video): [] for _, method, video, _ in names}
+    for _, method, video, frame in names:
+        taken[method, video].append(int(frame))
+    assert sum(method == "swap" for method, _ in taken) >= 3  # two where they are whole
+    assert taken["swap", "v0"] == [0, 3]
+    assert max(map(len, taken.values())) <= 4  # two of either part of a video that two shards share
+
+
 def pixels_of(batch: Batch) -> np.ndarray:
     return batch.load(seed=3).permute(0, 2, 3, 1).numpy()
 
