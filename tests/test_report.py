@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -19,7 +20,7 @@ from masm.errors import UserError
 from masm.evaluation import evaluate, paired_bootstrap
 from masm.plots.embeddings import _group_styles, embedding_map
 from masm.plots.subspaces import MaskState, free_shares, mask_course
-from masm.promotion import Verdict
+from masm.promotion import Condition, Verdict
 from masm.report import DatasetCard, Mistake, ReportInputs, hardest_mistakes, insert_verdict, write_report
 from masm.report.render import flatten
 from masm.robustness import robustness
@@ -257,7 +258,12 @@ def test_each_training_dataset_has_its_course_or_is_undefined(inputs: ReportInpu
 
 
 def test_the_verdict_takes_the_place_of_not_judged_yet_and_of_a_former_one(html: str) -> None:
-    first = insert_verdict(html, Verdict(False, "not better: <tie>", Estimate(0.9, 0.8, 0.95)))
+    conditions = (Condition("gain", 0.01, -0.123, False), Condition("latency", 50, math.nan, True, "not measured"))
+    judged = Verdict(False, "not better: <tie>", Estimate(0.9, 0.8, 0.95), conditions=conditions)
+    first = insert_verdict(html, judged)
+    for cell in ("gain", "-0.123", "0.01", "no", "undefined", "50", "yes"):
+        assert f"<td>{cell}</td>" in first
+    assert "not measured" in first
     assert "not judged yet" not in first
     assert "<b>Held</b>: not better: &lt;tie&gt;." in first
     assert _Elements(first).open == []

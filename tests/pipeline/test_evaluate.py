@@ -81,6 +81,7 @@ def test_figures_curves_and_report_are_there(settings: Settings) -> None:
         shown = drawn.get_filled_template()["data"]["values"]
         assert {row["curve"] for row in shown} == set(points["curve"])
     html = (reports / "report.html").read_text()
+    assert "1: 40 to 45.75" in html  # the first quarter of the face sizes
     assert "data:image/jpeg;base64," in html
     assert "CC BY 4.0" in html
     assert "drawn here, of nobody" in html

@@ -111,7 +111,7 @@ def _row(dataset: str, number: int, video: int) -> dict[str, object]:
         "video_id": f"v{video}",
         "frame_index": 0,
         "identity": f"p{video}",
-        "bbox": [0.0, 0.0, float(SIZE), float(SIZE)],
+        "bbox": [0.0, 0.0, 40.0 + video, 30.0],
         "image": random_crop(number, video),
         "profile": PROFILE.hash,
         "schema_version": SCHEMA_VERSION,
