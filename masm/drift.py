@@ -206,6 +206,11 @@ def _check(reference: Reference, sample: Sample) -> None:
         )
 
 
+def frames_of(known: Sample | Reference) -> str:
+    """How much there is, in words."""
+    return f"{len(known.scores)} frames of {len(np.unique(known.recordings))} recordings"
+
+
 def recording_weights(recordings: np.ndarray) -> np.ndarray:
     """Weights (n,) by which each recording counts as one, shared by its frames."""
     _, number, frames = np.unique(recordings, return_inverse=True, return_counts=True)

@@ -95,7 +95,8 @@ def test_files_are_seen_as_the_detector_sees_them(scorer: Scorer, images: Path) 
 def test_a_batch_like_the_validation_passes(settings: Settings, images: Path) -> None:
     printed, ended = command(settings, images)
     assert ended is None, printed
-    assert f"{COUNT} frames; files or videos: {COUNT} ok, 1 not an image" in printed
+    counts = f"{COUNT} frames of {COUNT} recordings"
+    assert f"{counts}, reference: {counts}; files or videos: {COUNT} ok, 1 not an image" in printed
     assert "component 8" in printed
     assert "drifted" not in printed
 
