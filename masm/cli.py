@@ -18,12 +18,15 @@ from rich.console import Console
 from rich.table import Table
 
 from masm.console import exit_codes
-from masm.errors import UserError
+from masm.errors import CheckFailed, UserError
 from masm.settings import Role, Settings, api_key, load_settings
 
 if TYPE_CHECKING:
     from masm.backbones.inspection import Inspection
     from masm.data.importing import Imported
+    from masm.drift import Comparison, Reference
+    from masm.monitoring import Batch
+    from masm.reproduction import Difference
     from masm.serving.scorer import Scorer
 
 app = typer.Typer(help="Train, search, compare, promote and serve face-forgery detectors.", no_args_is_help=True)
@@ -133,6 +136,91 @@ def serve(
     run(settings, uri, api_key(), lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A detector's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    out: Annotated[Path, typer.Option(help="The file to write: *.onnx or *.pt2.")],
+    form: Annotated[str, typer.Option("--format", help="onnx, or torch for torch.export's .pt2.")] = "onnx",
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Write a detector as one file for other programs, once that gives the same logits.
+
+    It takes images (B, 3, S, S), RGB in [0, 1], any B, and gives logits (B,), positive for fake.
+    """
+    from masm.detector import Detector
+    from masm.exporting import FORMATS, describe
+    from masm.exporting import export as write
+
+    if form not in FORMATS:
+        raise UserError(f"there is no format {form!r}: choose {' or '.join(FORMATS)}.")
+    settings = load_settings(params)
+    with _detector_folder(settings, model) as folder:
+        detector = Detector.load(folder, merged=True)
+    difference = write(detector, out, form)
+    size = describe(detector)["input"]["shape"][-1]
+    Console().print(f"{out}: {size} px, logits as the detector's to {difference:.1e}", markup=False, highlight=False)
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Show what a registered model came from: data, code, settings, environment and run."""
+    from masm import registry
+    from masm.provenance import describe, trace
+
+    client = registry.connect(load_settings(params).mlflow)
+    chain = trace(client, registry.find_version(client, model))
+    if as_json:
+        typer.echo(json.dumps(chain, indent=2))
+        return
+    for what, was in describe(chain):
+        typer.echo(f"{what:<16}{was}")
+
+
+@app.command()
+def reproduce(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    out: Annotated[Path | None, typer.Option(help="A folder to do it in, which stays; else a temporary one.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="By how much a metric may differ.")] = 1e-6,
+    keep_search: Annotated[bool, typer.Option("--keep-search", help="Take the search's outcome from DVC.")] = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Make a registered model again from its code, settings and data, and compare its metrics.
+
+    The registry is not touched. Exit code 1 where a metric differs.
+    """
+    from masm import registry
+    from masm.reproduction import differences, in_folder, read_record
+    from masm.reproduction import reproduce as make_again
+
+    settings = load_settings(params)
+    recorded = read_record(registry.find_version(registry.connect(settings.mlflow), model))
+    with in_folder(out) as folder:
+        found = make_again(settings, recorded, folder, keep_search)
+    if differing := differences(recorded.metrics, found, tolerance):
+        _print_differences(differing, recorded.environment)
+        count = f"{len(differing)} of {len(recorded.metrics)} metrics"
+        raise CheckFailed(f"{count} of {model} differ by more than {tolerance:g} when it is made again.")
+    typer.echo(f"{model}: all {len(found)} metrics agree to {tolerance:g}")
+
+
+def _print_differences(differing: list[Difference], recorded: tuple[str, ...]) -> None:
+    """The metrics that differ, and what of the environment does."""
+    from masm.lineage import environment
+    from masm.reproduction import changed_packages
+
+    table = Table("metric", "recorded", "made again")
+    for row in differing:
+        sides = (row.recorded, row.reproduced)
+        table.add_row(row.name, *("absent" if side is None else f"{side:.9g}" for side in sides))
+    Console().print(table)
+    if changed := changed_packages(recorded, environment()):
+        Console().print(f"The environment differs: {', '.join(changed)}", markup=False, highlight=False)
+
+
 def _detector_folder(settings: Settings, model: str | None) -> AbstractContextManager[Path]:
     """Where a detector lies: the workspace's own, a folder, or a copy of a registered one."""
     if model is None or not model.startswith("models:"):
@@ -183,6 +271,49 @@ def score(
     where = "" if out is None else f"{out}: "
     text = f"{where}{outcomes['ok']} of {len(files)} files have a score"
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def monitor(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Images, videos, folders; or what `masm score --frames` or `masm embed` wrote."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder; else the champion."),
+    ] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Say whether scores and embeddings of a batch are as those of the model's validation; exit code 1 if not."""
+    from rich.progress import Progress
+
+    from masm.drift import compare, read_reference
+    from masm.monitoring import observe
+
+    settings = load_settings(params)
+    with _open_scorer(settings, model) as scorer, Progress(console=Console(stderr=True), transient=True) as bar:
+        reference = read_reference(scorer.folder)
+        task = bar.add_task("monitor", total=None)
+        batch = observe(scorer, paths, lambda done, total: bar.update(task, completed=done, total=total))
+    rows = compare(reference, batch.sample, settings.monitor.psi, settings.monitor.significance)
+    _print_monitored(reference, batch, rows)
+    if drifted := [f"{row.statistic} of {row.what}" for row in rows if row.drifted]:
+        raise CheckFailed(f"the batch has drifted from what the model was validated on: {', '.join(drifted)}.")
+
+
+def _print_monitored(reference: Reference, batch: Batch, rows: list[Comparison]) -> None:
+    """What the batch was, and its distances from the reference."""
+    from masm.drift import frames_of
+
+    table = Table("distribution", "statistic", "value", "limit", "")
+    for row in rows:
+        mark = "drifted" if row.drifted else ""
+        table.add_row(row.what, row.statistic, f"{row.value:.3f}", f"{row.limit:.3f}", mark)
+    Console().print(table)
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in batch.outcomes.most_common())
+    counts = f"{frames_of(batch.sample)}, reference: {frames_of(reference)}; files or videos: {outcomes}"
+    Console().print(counts, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

@@ -374,6 +374,7 @@ class Evaluate(Section):
     thumbnails: int = Field(
         default=0, ge=0, description="reals, and fakes, of the hardest errors whose pictures the report shows"
     )
+    price_per_hour: float | None = Field(default=None, ge=0, description="of the machine, for the report's costs")
 
 
 class Gate(Section):
@@ -474,6 +475,13 @@ class Pretrain(Section):
         return self
 
 
+class Monitor(Section):
+    """When `masm monitor` says that a batch has drifted."""
+
+    psi: float = Field(default=0.2, gt=0, description="population stability index of the scores that counts as drift")
+    significance: Share = Field(default=0.01, description="share of batches without drift that are called drifted")
+
+
 class Mlflow(Section):
     """Where runs are recorded and models registered."""
 
@@ -536,6 +544,7 @@ class Settings(Section):
     gate: Gate
     compare: dict[FileName, Comparison]
     pretrain: Pretrain
+    monitor: Monitor = Monitor()
     mlflow: Mlflow
     ray: Ray
     serving: Serving = Serving()

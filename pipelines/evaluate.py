@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from masm import __version__, registry
+from masm.costs import read_costs
 from masm.curves import det_points, reliability_points, roc_points
 from masm.data.findings import confounded_datasets
 from masm.data.table import read_table
@@ -157,6 +158,7 @@ def _report_inputs(
 ) -> ReportInputs:
     """What the report shows, gathered from this stage and the former ones."""
     training = json.loads((settings.root / "models" / "train.json").read_text())
+    trials = pd.read_csv(settings.root / "search" / "trials.csv")
     client = registry.connect(settings.mlflow)
     method = settings.adapter.method
     return ReportInputs(
@@ -176,7 +178,8 @@ def _report_inputs(
         steps=training["steps"],
         shares=shares,
         separability=separated,
-        trials=pd.read_csv(settings.root / "search" / "trials.csv").drop(columns=["val_auc", "time_total_s"]),
+        trials=trials.drop(columns=["val_auc", "time_total_s"]),
+        costs=read_costs(settings, trials),
         datasets=_dataset_cards(settings),
         candidates=len(registry.list_versions(client, settings.mlflow.model)) + 1,
         settings={**_shown(settings), "hyperparameters": training["hyperparameters"]},

@@ -90,6 +90,8 @@ def read_results(root: Path) -> Results:
         "scores": "reports/scores.parquet",
         "report": "reports/report.html",
         "checks": "reports/checks.json",
+        "settings": "params.yaml",  # these two bring it all back: `masm reproduce`
+        "lock": "dvc.lock",
     }
     files = {key: root / name for key, name in names.items()}
     for path in (root / "models" / "detector" / "detector.json", *files.values()):

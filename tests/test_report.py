@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from masm.costs import Cost, Costs
 from masm.data.table import write_table
 from masm.delong import Difference
 from masm.errors import UserError
@@ -30,6 +31,13 @@ from tests.data import tables
 from tests.test_evaluation import DECISIONS, make_scores
 from tests.test_robustness import with_distortions
 from tests.test_separability import make_embeddings
+
+COSTS = Costs(
+    stages=(Cost("search", 120.0, 230.0, 2**30, 0.04), Cost("train", 600.0, 1100.0, 3 * 2**30, 0.2)),
+    total=Cost("all", 720.0, 1330.0, 3 * 2**30, 0.24),
+    trials=(Cost("trial 0", 50.0, None, None, 0.0083),),
+    price_per_hour=1.2,
+)
 
 
 def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> ReportInputs:
@@ -86,6 +94,7 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
         ),
         separability=separability(frames, make_embeddings(frames), seed=0),
         trials=trials,
+        costs=COSTS,
         datasets=[
             DatasetCard("swap", "train", 80, 640, 2560, "d41d8cd98f00b204e9800998ecf8427e", "CC BY 4.0"),
             DatasetCard("phone", "test", 20, 120, 360, "9e107d9d372bb6826bd81d3542a419d6", "ours", "another camera"),
@@ -354,3 +363,15 @@ def test_no_two_groups_of_a_map_look_alike() -> None:
 def test_settings_are_shown_flat() -> None:
     settings = {"a": {"b": 1, "c": {"d": ["x", None]}}, "e": "text", "f": {}}
     assert flatten(settings) == {"a.b": "1", "a.c.d": '["x", null]', "e": "text", "f": "{}"}
+
+
+def test_what_it_took_is_shown(inputs: ReportInputs, tmp_path: Path) -> None:
+    write_report(tmp_path / "report.html", inputs)
+    shown = (tmp_path / "report.html").read_text()
+    for text in ("10 min 00 s", "18 min 20 s", "3.0 GiB", "0.200", "0.240", "50.0 s", "0.008"):
+        assert f">{text}<" in shown
+    assert "1.2 per hour" in " ".join(shown.split())
+    free = replace(inputs, costs=Costs((), Cost("all", 0, 0, 0, None), (), None))
+    write_report(tmp_path / "free.html", free)
+    assert "None of them was timed here" in (tmp_path / "free.html").read_text()
+    assert "per hour" not in (tmp_path / "free.html").read_text()

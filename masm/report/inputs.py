@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from masm.costs import Costs
 from masm.decisions import Decision, Level
 from masm.delong import Difference
 from masm.plots.subspaces import MaskState
@@ -68,6 +69,7 @@ class ReportInputs:
         shares: columns dataset, method, subspace, share and frames; empty without subspaces.
         separability: of the adapted model's embeddings; without rows where none were asked for.
         trials: columns trial, score (NaN where it failed) and one per searched setting; empty without search.
+        costs: of the stages before this one, and of the trials.
         datasets: every dataset that the model or its choice has seen, or that judges it.
         candidates: how many models these test datasets have judged so far, this one included.
         settings: nested settings, shown flat.
@@ -91,6 +93,7 @@ class ReportInputs:
     shares: pd.DataFrame
     separability: Separability
     trials: pd.DataFrame
+    costs: Costs
     datasets: Sequence[DatasetCard]
     candidates: int
     settings: Mapping[str, Any]
