@@ -1,0 +1,77 @@
+"""MLflow's server, and what a person does on its pages."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support import expected_conditions as condition
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.serving.service import free_port
+
+START = 120
+"""Seconds that a server may take to start, and a page to be drawn: two busy cores are slow."""
+
+
+@contextmanager
+def started(store: Path, artifacts: Path) -> Iterator[str]:
+    """An MLflow server over an SQLite file, for as long as the context lasts; its address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    options = {
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--workers": "1",
+        "--backend-store-uri": f"sqlite:///{store}",
+        "--artifacts-destination": str(artifacts),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)],
+        cwd=store.parent,
+        env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        start_new_session=True,
+    )
+    try:
+        _wait_until_ready(process, address)
+        yield address
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
+    end = time.monotonic() + START
+    while time.monotonic() < end:
+        assert process.poll() is None, "mlflow server ended"
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError(f"mlflow server was not ready within {START} s")
+
+
+def add_alias(browser: WebDriver, address: str, model: str, version: str, alias: str) -> str:
+    """Open a version's page, add an alias in its dialog and save; what the dialog said before that."""
+    browser.get(f"{address}/#/models/{model}/versions/{version}")
+    wait = WebDriverWait(browser, START)
+    wait.until(condition.element_to_be_clickable((By.CSS_SELECTOR, "button[title='Edit aliases']"))).click()
+    dialog = wait.until(condition.visibility_of_element_located((By.CSS_SELECTOR, "[role='dialog']")))
+    dialog.find_element(By.CSS_SELECTOR, "input").send_keys(alias, Keys.ENTER)
+    save = (By.XPATH, "//*[@role='dialog']//button[normalize-space()='Save aliases']")
+    wait.until(condition.element_to_be_clickable(save))
+    said = dialog.text
+    browser.find_element(*save).click()
+    wait.until(condition.invisibility_of_element(dialog))
+    return said
