@@ -46,7 +46,7 @@ def started(store: Path, artifacts: Path) -> Iterator[str]:
         _wait_until_ready(process, address)
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # its children would outlive a gentler end
         process.wait(30)
 
 
@@ -66,9 +66,13 @@ def add_alias(browser: WebDriver, address: str, model: str, version: str, alias:
     """Open a version's page, add an alias in its dialog and save; what the dialog said before that."""
     browser.get(f"{address}/#/models/{model}/versions/{version}")
     wait = WebDriverWait(browser, START)
-    wait.until(condition.element_to_be_clickable((By.CSS_SELECTOR, "button[title='Edit aliases']"))).click()
+    button = (By.CSS_SELECTOR, "button[title='Add aliases'], button[title='Edit aliases']")
+    wait.until(condition.element_to_be_clickable(button)).click()
     dialog = wait.until(condition.visibility_of_element_located((By.CSS_SELECTOR, "[role='dialog']")))
-    dialog.find_element(By.CSS_SELECTOR, "input").send_keys(alias, Keys.ENTER)
+    entry = dialog.find_element(By.CSS_SELECTOR, "input[role='combobox']")
+    entry.send_keys(alias)
+    wait.until(condition.presence_of_element_located((By.XPATH, f"//*[@role='option'][normalize-space()='{alias}']")))
+    entry.send_keys(Keys.ENTER)
     save = (By.XPATH, "//*[@role='dialog']//button[normalize-space()='Save aliases']")
     wait.until(condition.element_to_be_clickable(save))
     said = dialog.text
