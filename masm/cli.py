@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -21,6 +24,7 @@ from masm.settings import Role, Settings, api_key, load_settings
 if TYPE_CHECKING:
     from masm.backbones.inspection import Inspection
     from masm.data.importing import Imported
+    from masm.serving.scorer import Scorer
 
 app = typer.Typer(help="Train, search, compare, promote and serve face-forgery detectors.", no_args_is_help=True)
 registry_app = typer.Typer(help="The registered models.", no_args_is_help=True)
@@ -136,6 +140,64 @@ def _detector_folder(settings: Settings, model: str | None) -> AbstractContextMa
 
     client = registry.connect(settings.mlflow)
     return registry.stored_detector(client, registry.find_version(client, model))
+
+
+@app.command()
+def score(
+    paths: Annotated[list[Path], typer.Argument(help="Images, videos, and folders of them.", metavar="PATH...")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder; else the champion."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="FILE.parquet or FILE.csv; without, a table is shown.")] = None,
+    frames: Annotated[bool, typer.Option("--frames", help="A row for each frame of the videos, too.")] = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Score images and videos: one row for each file, with the reason where it cannot be scored."""
+    from rich.progress import Progress
+
+    from masm.serving.files import check_out, find_media, score_rows, table_of, write_rows
+    from masm.serving.many import Result
+
+    settings = load_settings(params)
+    if out is not None:
+        check_out(out)
+    files = find_media(paths)
+    outcomes: Counter[str] = Counter()
+    with _open_scorer(settings, model) as scorer, Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("score", total=len(files))
+
+        def count(result: Result) -> None:
+            outcomes[result.outcome] += 1
+            bar.advance(task)
+
+        rows = score_rows(scorer, files, frames, count)
+        table = None
+        if out is None:
+            table = table_of(rows)
+        else:
+            write_rows(out, rows)
+    if table is not None:
+        Console().print(table)
+    where = "" if out is None else f"{out}: "
+    text = f"{where}{outcomes['ok']} of {len(files)} files have a score"
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _open_scorer(settings: Settings, model: str | None) -> Iterator[Scorer]:
+    """The scorer of a folder, or of a checked copy of a registered model, the champion where none is named."""
+    from masm import registry
+    from masm.data.profile import detector_weights
+    from masm.serving.scorer import Scorer
+
+    named = model or f"models:/{settings.mlflow.model}@champion"
+    if not named.startswith("models:"):
+        yield Scorer(Path(named), detector_weights(settings))
+        return
+    client = registry.connect(settings.mlflow)
+    with TemporaryDirectory() as folder:
+        yield Scorer(registry.download(client, registry.find_version(client, named), Path(folder)))
 
 
 @data_app.command("import")

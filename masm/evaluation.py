@@ -1,8 +1,9 @@
 """From frame scores to a scorecard: frame and video AUC per dataset with intervals, and two models compared.
 
 Everything here is a pure function of Scores: one row per frame with dataset, method ("real" for reals),
-video_id, frame_index, identity (empty where unknown), label (0 real, 1 fake), score (probability of fake) and
-outcome ("ok", or why the frame has no score). A video is (dataset, method, video_id); its score is the mean
+video_id, frame_index, identity (empty where unknown), label (0 real, 1 fake), score (probability of fake),
+outcome ("ok", or why the frame has no score), and the distortion and its level under which the frame was seen ("none"
+and 0 as it is stored). Models are judged by the frames as they are stored. A video is (dataset, method, video_id); its score is the mean
 of its frame scores. Videos without a scored frame are excluded, and the coverage says how many there were.
 
 Intervals are 95 % percentile intervals of the bootstrap over persons, since one person's videos are not
@@ -19,6 +20,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
+from masm.data.distort import CLEAN
 from masm.errors import UserError
 from masm.metrics import (
     Sample,
@@ -36,7 +38,7 @@ from masm.scorecard import DatasetRow, Estimate, MethodRow, Scorecard
 
 VIDEO = ["dataset", "method", "video_id"]
 FRAME = [*VIDEO, "frame_index"]
-COLUMNS = [*FRAME, "identity", "label", "score", "outcome"]
+COLUMNS = [*FRAME, "identity", "label", "distortion", "level", "score", "outcome"]
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05)
 CURVE_POINTS = 200
 
@@ -48,7 +50,7 @@ def check_scores(scores: pd.DataFrame) -> None:
     missing = [column for column in COLUMNS if column not in scores]
     if missing:
         raise UserError(f"The scores lack the columns {', '.join(missing)}: score the datasets again.")
-    doubled = scores[scores.duplicated(FRAME)]
+    doubled = scores[scores.duplicated([*FRAME, "distortion", "level"])]
     if len(doubled):
         frame = "/".join(map(str, doubled.iloc[0][FRAME]))
         raise UserError(f"{len(doubled)} frames are scored twice, {frame} among them: score the datasets again.")
@@ -59,9 +61,9 @@ def check_scores(scores: pd.DataFrame) -> None:
 
 
 def scored_frames(scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows that have a score."""
+    """The rows of undistorted frames that have a score."""
     check_scores(scores)
-    return scores[scores["outcome"] == "ok"]
+    return scores[(scores["outcome"] == "ok") & (scores["distortion"] == CLEAN)]
 
 
 def video_scores(scores: pd.DataFrame) -> pd.DataFrame:

@@ -329,13 +329,40 @@ class Train(Optimisation):
 
     workers: int = Field(ge=1)
     max_failures: int = Field(ge=0, description="worker failures to recover from")
-    false_positive_rate: Share = Field(description="on validation, at the detector's threshold")
+    false_positive_rate: Share = Field(description="on validation, at the thresholds for frames and for videos")
+    calibration: Literal["temperature", "isotonic"] = Field(
+        default="temperature", description="how scores become probabilities; isotonic needs many validation videos"
+    )
+
+
+Distortion = Literal[
+    "saturation", "contrast", "blocks", "noise", "blur", "pixelation", "h264", "jpeg", "resize"
+]  # fmt: skip
+Slice = Literal[
+    "split", "family", "track_id", "source_clip", "compression", "width", "height", "profile", "face_size"
+]  # fmt: skip
+
+
+class Robustness(Section):
+    """Distortions of the test datasets (`masm.data.distort`), and how many frames the model sees under each."""
+
+    kinds: tuple[Distortion, ...] = Field(default=(), description="h264 needs the extra `video`")
+    frames: int = Field(
+        default=0, ge=0, description="of each dataset's method, about as many: whole videos; 0: none at all"
+    )
 
 
 class Evaluate(Section):
     """Scoring of the test datasets."""
 
+    workers: int = Field(
+        default=1, ge=1, description="1: in the stage itself; more: Ray's, of one CPU each, or of one GPU where it has"
+    )
     batch_size: int = Field(ge=1)
+    slices: tuple[Slice, ...] = Field(
+        default=(), description="columns of the face tables, or face_size (longer side of the face box, px)"
+    )
+    robustness: Robustness = Robustness()
     draws: int = Field(ge=100, description="bootstrap draws")
     share_frames: int = Field(ge=0, description="frames of a dataset's method whose subspace shares are measured")
     embedding_frames: int = Field(ge=0, description="frames of a dataset's method whose embeddings are looked at")
@@ -450,7 +477,9 @@ class Serving(Section):
     max_pixels: int = Field(default=2**26, ge=1, description="of an image, or of a video's frame")
     max_video_seconds: float = Field(default=300, gt=0)
     requests_per_minute: int | None = Field(default=None, ge=1, description="of each client's address")
-    media_root: Path | None = Field(default=None, description="the folder whose files a request may name")
+    media_root: Path | None = Field(
+        default=None, description="the folder whose files a request may name; MASM_MEDIA_ROOT goes before it"
+    )
 
 
 def api_key() -> str | None:
@@ -519,7 +548,7 @@ class Settings(Section):
 
 
 def load_settings(path: Path | str = "params.yaml") -> Settings:
-    """Read params.yaml; RAY_ADDRESS and MLFLOW_TRACKING_URI go before the addresses in it.
+    """Read params.yaml; RAY_ADDRESS, MLFLOW_TRACKING_URI and MASM_MEDIA_ROOT go before what stands in it.
 
     Raises:
         UserError: the file is missing or no YAML, or a key is unknown, missing or has a wrong value; all
@@ -555,12 +584,20 @@ def _with_environment(settings: Settings) -> Settings:
     if "://" not in storage:
         storage = str(settings.path(storage))
     address = os.environ.get("RAY_ADDRESS") or settings.ray.address
+    media = media_root() or (settings.serving.media_root and settings.path(settings.serving.media_root))
     return settings.model_copy(
         update={
             "mlflow": settings.mlflow.model_copy(update={"tracking_uri": uri, "artifacts": artifacts}),
             "ray": settings.ray.model_copy(update={"address": address, "storage": storage}),
+            "serving": settings.serving.model_copy(update={"media_root": media}),
         }
     )
+
+
+def media_root() -> Path | None:
+    """MASM_MEDIA_ROOT: the folder whose files a request to a served model may name; None where it may name none."""
+    folder = os.environ.get("MASM_MEDIA_ROOT")
+    return Path(folder) if folder else None
 
 
 def fingerprint(*parts: Any) -> str:

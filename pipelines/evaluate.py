@@ -15,6 +15,7 @@ from masm import __version__, registry
 from masm.data.findings import confounded_datasets
 from masm.data.table import read_table
 from masm.data.versions import digests
+from masm.decisions import read_decisions
 from masm.detector import Detector
 from masm.embeddings import origin_of, read_embeddings, spread_frames, write_embeddings
 from masm.evaluation import evaluate, paired_bootstrap, roc_points
@@ -36,7 +37,8 @@ def main(settings: Settings) -> None:
     detectors = {name: Detector.load(settings.root / "models" / folder, True) for name, folder in MODELS.items()}
     scores = _score(settings, detectors)
     draws, seed = settings.evaluate.draws, settings.seed
-    cards = {name: evaluate(table, detectors[name].card["threshold"], draws, seed) for name, table in scores.items()}
+    decisions = {name: read_decisions(detector.card) for name, detector in detectors.items()}
+    cards = {name: evaluate(table, decisions[name]["video"].threshold, draws, seed) for name, table in scores.items()}
     gains = _gains(settings, scores)
     shares = _shares(settings)
     separated = _separability(settings, detectors["adapted"])

@@ -45,7 +45,7 @@ def make_scores(
     ]
     table = pd.DataFrame(videos).merge(pd.DataFrame({"frame_index": range(frames)}), how="cross")
     logits = table.pop("logit") + rng.normal(0, 0.3, len(table))
-    return table.assign(score=1 / (1 + np.exp(-logits)), outcome="ok")
+    return table.assign(score=1 / (1 + np.exp(-logits)), distortion="none", level=0, outcome="ok")
 
 
 def test_video_score_is_the_mean_of_the_scored_frames() -> None:

@@ -8,19 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
-from sklearn.linear_model import LogisticRegression
 
-from masm.errors import UserError
+from masm.decisions import choose_threshold
 from masm.metrics import (
     Sample,
     area_under_curve,
     average_precision,
     balanced_accuracy,
     bootstrap_areas,
-    choose_threshold,
     equal_error_rate,
     expected_calibration_error,
-    fit_calibration,
     resampling_weights,
     roc_curve,
     true_positive_rate_at,
@@ -94,22 +91,6 @@ def test_operating_points_equal_a_search_over_all_thresholds(
     )
 
 
-def test_threshold_counts_shares_that_floating_point_cannot_hold() -> None:
-    labels, scores = np.zeros(100, dtype=int), np.arange(100) / 100
-    assert (scores >= choose_threshold(labels, scores, 0.29)).sum() == 29
-    assert (scores >= choose_threshold(labels, scores, 0.0)).sum() == 0
-
-
-def test_threshold_keeps_away_from_the_scores() -> None:
-    threshold = choose_threshold(np.array([0, 0, 1]), np.array([0.2, 0.4, 0.8]), 0.0)
-    assert threshold == pytest.approx(0.6)
-
-
-def test_threshold_without_reals_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match="real validation samples"):
-        choose_threshold(np.ones(3), np.arange(3.0), 0.05)
-
-
 @pytest.mark.parametrize("label", [0, 1])
 def test_one_class_is_undefined(label: int) -> None:
     labels, scores = np.full(4, label), np.arange(4.0)
@@ -121,48 +102,6 @@ def test_one_class_is_undefined(label: int) -> None:
         balanced_accuracy(labels, scores, 0.5),
     ]
     assert all(math.isnan(figure) for figure in figures)
-
-
-def test_calibration_recovers_the_distortion_of_true_log_odds() -> None:
-    rng = np.random.default_rng((5, 1))
-    log_odds = rng.normal(0, 2, 40_000)
-    labels = (rng.random(40_000) < 1 / (1 + np.exp(-log_odds))).astype(int)
-    calibration = fit_calibration(labels, 3 * (log_odds - 0.5))
-    assert calibration.temperature == pytest.approx(3, rel=0.05)
-    assert calibration.bias == pytest.approx(0.5, abs=0.05)
-    raw = 1 / (1 + np.exp(-3 * (log_odds - 0.5)))
-    after = expected_calibration_error(labels, calibration.probability(3 * (log_odds - 0.5)))
-    assert after < 0.01 < 0.05 < expected_calibration_error(labels, raw)
-
-
-def test_calibration_equals_unpenalised_logistic_regression_on_large_data() -> None:
-    rng = np.random.default_rng((5, 2))
-    labels = rng.integers(0, 2, 20_000)
-    logits = rng.normal(4 * labels - 1, 3)
-    reference = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, None], labels)
-    calibration = fit_calibration(labels, logits)
-    assert 1 / calibration.temperature == pytest.approx(reference.coef_[0, 0], rel=2e-3)
-    assert calibration.bias == pytest.approx(reference.intercept_[0], abs=5e-3)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_calibration_of_separable_or_reversed_data_stays_finite_and_never_turns_round(scale: float) -> None:
-    labels = np.array([0] * 20 + [1] * 20)
-    logits = scale * np.linspace(-1, 1, 40)
-    for logit in (logits, -logits):
-        calibration = fit_calibration(labels, logit)
-        probability = calibration.probability(logit)
-        assert calibration.temperature > 0
-        assert np.isfinite(calibration.bias)
-        assert np.all((probability >= 0) & (probability <= 1))
-    # Platt's targets: 40 separable samples never justify more certainty than 21 / 22 on average.
-    sure = fit_calibration(labels, logits).probability(logits)
-    assert sure[labels == 1].mean() <= 21 / 22 + 1e-3
-
-
-def test_calibration_needs_both_classes() -> None:
-    with pytest.raises(UserError, match="one class"):
-        fit_calibration(np.ones(5), np.arange(5.0))
 
 
 def test_calibration_error_of_a_known_case() -> None:

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from masm.data.faces import CropProfile, Detection, FaceCropper
-from masm.data.images import ImageError
+from masm.data.images import MOST_PIXELS, ImageError
 from masm.data.importers.photograph import Unusable
 from masm.data.tracking import choose_track, track_faces
 from masm.data.video import Frames, Video, open_frames, spread
@@ -81,11 +81,18 @@ def extract(
 
 
 def extract_with(
-    cropper: FaceCropper, clip_files: Sequence[Path], masks: Sequence[Path] = (), least_frames: int = 1
+    cropper: FaceCropper,
+    clip_files: Sequence[Path],
+    masks: Sequence[Path] = (),
+    least_frames: int = 1,
+    max_pixels: int = MOST_PIXELS,
 ) -> Extraction:
-    """`extract` with a cropper that is there already; a video file of fewer than `least_frames` is "too short"."""
+    """`extract` with a cropper that is there already.
+
+    A video file of fewer than `least_frames` is "too short"; frames of more than `max_pixels` are not decoded.
+    """
     profile = cropper.profile
-    with closing(open_frames(clip_files)) as clip, closing(open_frames(masks)) as cover:
+    with closing(open_frames(clip_files, max_pixels)) as clip, closing(open_frames(masks)) as cover:
         if isinstance(clip, Video) and len(clip.numbers) < least_frames:
             raise Unusable("too short", f"{len(clip.numbers)} frames: the profile takes {profile.frames}")
         numbers = [clip.numbers[place] for place in spread(len(clip.numbers), profile.frames)]

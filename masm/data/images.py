@@ -55,7 +55,7 @@ def decode_image(data: bytes, max_pixels: int = MOST_PIXELS) -> np.ndarray:
     except UnidentifiedImageError:
         raise ImageError("not an image") from None
     except Image.DecompressionBombError:
-        raise ImageError(f"decompression bomb: more than {max_pixels} pixels") from None
+        raise ImageError(_bomb(max_pixels)) from None
     except (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error) as error:
         raise ImageError(f"cannot be decoded: {error}") from None
 
@@ -84,9 +84,11 @@ def check_pixels(pixels: Any, max_pixels: int = MOST_PIXELS) -> np.ndarray:
 
 def too_large(width: int, height: int, max_pixels: int = MOST_PIXELS) -> str | None:
     """Why an image is taken for a decompression bomb, or None."""
-    if width * height <= max_pixels:
-        return None
-    return f"decompression bomb: {width} x {height}, more than {max_pixels} pixels"
+    return _bomb(max_pixels) if width * height > max_pixels else None
+
+
+def _bomb(max_pixels: int) -> str:
+    return f"decompression bomb: more than {max_pixels} pixels"
 
 
 _NO_PIXELS = "an array of pixels is (height, width, 3) of whole numbers from 0 to 255"

@@ -57,16 +57,16 @@ class Frames(Protocol):
         """Let go of the file."""
 
 
-def open_frames(files: Sequence[Path]) -> Frames:
-    """The frames of one video file, or of pictures in frame order.
+def open_frames(files: Sequence[Path], max_pixels: int = MOST_PIXELS) -> Frames:
+    """The frames of one video file, or of pictures in frame order; larger ones than `max_pixels` are not decoded.
 
     Raises:
         Unusable: the video is unreadable.
         UserError: a video, and PyAV is not installed.
     """
     if len(files) == 1 and files[0].suffix.lower() not in IMAGE_SUFFIXES:
-        return Video(files[0])
-    return Pictures(files)
+        return Video(files[0], max_pixels)
+    return Pictures(files, max_pixels)
 
 
 def spread(length: int, count: int | None) -> list[int]:
@@ -79,7 +79,8 @@ def spread(length: int, count: int | None) -> list[int]:
 class Pictures:
     """Frames that are image files; where their names end in rising numbers, these are the frames' numbers."""
 
-    def __init__(self, files: Sequence[Path]) -> None:
+    def __init__(self, files: Sequence[Path], max_pixels: int = MOST_PIXELS) -> None:
+        self._max_pixels = max_pixels
         named = [int(end.group()) for file in files if (end := re.search(r"[0-9]+$", file.stem))]
         rising = len(named) == len(files) and all(first < second for first, second in pairwise(named))
         self.numbers: Sequence[int] = named if rising else range(len(files))
@@ -90,7 +91,7 @@ class Pictures:
         for number in numbers:
             file = self._files[number]
             try:
-                yield number, decode_image(file.read_bytes())
+                yield number, decode_image(file.read_bytes(), self._max_pixels)
             except ImageError as error:
                 yield number, ImageError(f"{file.name}: {error}")
             except OSError as error:
@@ -114,9 +115,11 @@ class Video:
         UserError: PyAV is not installed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_pixels: int = MOST_PIXELS) -> None:
         self._av = _pyav()
-        self._path = path
+        self._path, self._max_pixels = path, max_pixels
+        # FFmpeg counts what lies in memory, rows padded to 64 pixels; so it stops what grows after the first frame.
+        self._limits = {"format_whitelist": _CONTAINERS, "max_pixels": str(2 * max_pixels)}
         self._open()
         try:
             missing = self._read_times()
@@ -164,7 +167,7 @@ class Video:
             if self._path.stat().st_size == 0:
                 raise Unusable("unreadable", "empty file")
             self._container: InputContainer = self._av.open(
-                str(self._path), options={"format_whitelist": _CONTAINERS}, metadata_errors="ignore"
+                str(self._path), options=self._limits, metadata_errors="ignore"
             )
         except (self._av.FFmpegError, OSError) as error:
             raise Unusable("unreadable", f"cannot be opened as a video: {error.strerror}") from None
@@ -178,10 +181,10 @@ class Video:
         if self._stream.codec_context is None:
             self.close()
             raise Unusable("unreadable", "the video is coded in a way that PyAV does not know")
-        if refusal := too_large(self._stream.width, self._stream.height):
+        if refusal := too_large(self._stream.width, self._stream.height, self._max_pixels):
             self.close()
             raise Unusable("unreadable", refusal)
-        self._stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # a later frame may be larger
+        self._stream.codec_context.options = {"max_pixels": self._limits["max_pixels"]}
         self._stream.codec_context.thread_count = 1  # many videos at a time, one in each process
 
     def _read_times(self) -> int:

@@ -93,8 +93,6 @@ class Swaps:
         self._shared.tell.remote(f"version {version} is refused ({self._replica}): {reason}")
 
 
-@serve.deployment
-@serve.ingress()
 class Service:
     """A replica: a model, its follower, and the threads that decode and compute; see `web.Service`."""
 
@@ -113,7 +111,7 @@ class Service:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The app, once the replica is there."""
-        return build_app(self, self._serving.max_bytes, self._key)
+        return build_app(self, self._serving, self._key)
 
     async def score_image(self, served: Served, data: bytes, shares: bool) -> ImageResult:
         """See `web.Service`."""
@@ -205,7 +203,7 @@ def running(settings: Settings, uri: str, key: str | None) -> Iterator[tuple[str
         shared = ray.remote(Shared).options(num_cpus=0, max_restarts=-1).remote(serving.requests_per_minute)
         options = {"host": serving.host, "port": serving.port, "request_timeout_s": PATIENCE}
         serve.start(proxy_location="HeadOnly", http_options=options)
-        replica = Service.options(
+        replica = serve.deployment(serve.ingress()(Service)).options(
             num_replicas=serving.replicas,
             max_ongoing_requests=IN_FLIGHT,
             graceful_shutdown_timeout_s=10,

@@ -5,11 +5,15 @@ from __future__ import annotations
 import base64
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import HTTPException, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.datastructures import UploadFile
+
+from masm.data.images import ImageError
+from masm.serving.media import media_file
 
 MOST_IMAGES = 64
 """Of one request."""
@@ -18,24 +22,36 @@ VIDEO_WANTED = "send a video's bytes (video/...), or one file (multipart/form-da
 
 
 class Images(BaseModel):
-    """The JSON body of a request."""
+    """The JSON body of a request: images as base64, then files of the folder that requests may name files of."""
 
     model_config = ConfigDict(extra="forbid")
-    images: Annotated[list[str], Field(min_length=1, max_length=MOST_IMAGES)]
+    images: Annotated[list[str], Field(max_length=MOST_IMAGES)] = []
+    paths: Annotated[list[str], Field(max_length=MOST_IMAGES)] = []
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Images:
+        if not self.images and not self.paths:
+            raise ValueError("it lists no image")
+        return self
 
 
-async def read_images(request: Request) -> list[bytes]:
+async def read_images(request: Request, media_root: Path | None) -> list[bytes]:
     """The encoded images of a request, in their order.
 
+    Args:
+        request: whose body is read.
+        media_root: the folder whose files it may name; None for none.
+
     Raises:
-        HTTPException: 400 for an empty or broken body, 415 for another content type, 422 for JSON of another form.
+        HTTPException: 400 for an empty or broken body, 415 for another content type, 422 for JSON of another form,
+            and for a path that is not below `media_root`.
     """
     kind = _kind(request)
     if kind == "multipart/form-data":
         async with _files(request, MOST_IMAGES, WANTED) as files:
             return [await file.read() for file in files]
     if kind == "application/json":
-        return _from_json(await _body(request, WANTED))
+        return _from_json(await _body(request, WANTED), media_root)
     if kind.startswith("image/") or kind == "application/octet-stream":
         return [await _body(request, WANTED)]
     raise HTTPException(415, f"content type {kind or 'none'} is not taken: {WANTED}.")
@@ -77,9 +93,9 @@ async def _files(request: Request, most: int, wanted: str) -> AsyncIterator[list
         yield files
 
 
-def _from_json(body: bytes) -> list[bytes]:
+def _from_json(body: bytes, media_root: Path | None) -> list[bytes]:
     try:
-        texts = Images.model_validate_json(body).images
+        listed = Images.model_validate_json(body)
     except ValidationError as error:
         fault = error.errors()[0]
         where = ".".join(str(part) for part in fault["loc"])
@@ -87,7 +103,8 @@ def _from_json(body: bytes) -> list[bytes]:
             400 if fault["type"] == "json_invalid" else 422,
             f"the body cannot be used ({where + ': ' if where else ''}{fault['msg']}): {WANTED}.",
         ) from None
-    return [_decoded(index, text) for index, text in enumerate(texts)]
+    decoded = [_decoded(index, text) for index, text in enumerate(listed.images)]
+    return decoded + [_read(index, text, media_root) for index, text in enumerate(listed.paths)]
 
 
 def _decoded(index: int, text: str) -> bytes:
@@ -95,3 +112,10 @@ def _decoded(index: int, text: str) -> bytes:
         return base64.b64decode("".join(text.split()), validate=True)
     except ValueError:  # binascii.Error, or letters outside of ASCII
         raise HTTPException(422, f"images.{index} is not base64: encode the image file's bytes.") from None
+
+
+def _read(index: int, text: str, media_root: Path | None) -> bytes:
+    try:
+        return media_file(text, media_root).read_bytes()
+    except ImageError as error:
+        raise HTTPException(422, f"paths.{index}: {error}.") from None

@@ -95,11 +95,19 @@ class Follower:
             self.refusal = None
         elif not self._waits(version):
             self._take(version)
+            self._note_promotion(version.name)
 
     def _note_trouble(self, reason: str) -> None:
         if self.trouble is None:
             logger.warning(f"{self._uri} cannot be looked up ({reason}); the model stays as it is.")
         self.trouble = reason
+
+    def _note_promotion(self, name: str) -> None:
+        """Enter a champion that a person set in MLflow's UI; where that fails, whoever looks next does it."""
+        try:
+            registry.notice(self._client, name)
+        except (MlflowException, SQLAlchemyError, OSError) as error:
+            logger.warning(f"the promotion of {name} could not be entered: {error}")
 
     def _waits(self, version: ModelVersion) -> bool:
         refusal = self.refusal

@@ -1,4 +1,4 @@
-"""The MLflow model: encoded images in, scores and verdicts out.
+"""The MLflow model: images and videos in, scores and verdicts out.
 
 MLflow runs this file by its path, when a model is logged and when one is loaded; in a process that has not
 imported masm before, the masm that it imports is the one that the model carries.
@@ -7,36 +7,35 @@ imported masm before, the masm that it imports is the one that the model carries
 from __future__ import annotations
 
 import base64
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
-import torch
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
-from scipy.special import expit
 
-from masm.data.faces import CropProfile, FaceCropper, find_face
-from masm.data.images import ImageError, decode_image
-from masm.detector import Detector
-from masm.metrics import Calibration
-
-BATCH_SIZE = 32
-FIGURES = ["score", "probability", "verdict"]
+from masm.data.images import IMAGE_SUFFIXES, ImageError
+from masm.serving.many import ImageTask, Result, Task, VideoTask, score_many
+from masm.serving.media import media_file
+from masm.serving.packaging import INPUTS, OUTPUTS
+from masm.serving.results import FaceScore, FrameResult, ImageResult
+from masm.serving.scorer import FoundFrame, Scorer
+from masm.settings import media_root
 
 
 class DetectorModel(PythonModel):
     """A detector behind MLflow's interface; one bad image does not fail the others."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Load the merged detector, and the face detector that its crop profile names."""
-        self.detector = Detector.load(Path(context.artifacts["detector"]), merged=True).eval()
-        card = self.detector.card
-        self.threshold = float(card["threshold"])
-        self.calibration = Calibration(**card["calibration"])
+        """Load the detector, and the face detector that its crop profile names."""
         weights = context.artifacts.get("face_detector")
-        self.cropper = FaceCropper(CropProfile(**card["crop"]), Path(weights) if weights else None)
+        self.scorer = Scorer(Path(context.artifacts["detector"]), Path(weights) if weights else None)
 
     def predict(
         self,
@@ -44,64 +43,111 @@ class DetectorModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> pd.DataFrame:
-        """Score images.
+        """Score images and videos.
 
         Args:
             context: not used; `load_context` has seen it.
-            model_input: column `image`: base64 of an encoded photograph, of which the largest face is scored.
-                For a detector of drawn faces (crop profile "given") the whole image is the face's crop.
-            params: not used.
+            model_input: in each row one of these columns. `image`: a file's bytes, or their base64, or pixels as
+                array or nested lists (H, W, 3) from 0 to 255 in RGB. `video`: a file's bytes, or their base64.
+                `path`: a file below the folder that MASM_MEDIA_ROOT names in this process's environment; without
+                it no path is taken. For a detector of drawn faces (crop profile "given") the whole image is the
+                face's crop.
+            params: `shares`: whether the faces and frames get the shares of the artifact subspaces.
 
         Returns:
-            One row per image: `score` (sigmoid of the logit, in [0, 1], high says fake), `probability` (the
-            calibrated one), `verdict` ("fake" or "real") and `outcome` ("ok", "no face", or why the image
-            cannot be used). The first three are None where the outcome is not "ok".
-        """
-        crops, outcomes = [], []
-        for text in model_input["image"]:
-            try:
-                crops.append(self.crop_face(text))
-                outcomes.append("ok")
-            except ImageError as error:
-                outcomes.append(str(error))
-        result = pd.DataFrame({"outcome": outcomes}, dtype=object)
-        result[FIGURES] = None
-        result.loc[result["outcome"] == "ok", FIGURES] = self._figures(crops)
-        return result[[*FIGURES, "outcome"]]
-
-    def crop_face(self, text: str) -> np.ndarray:
-        """The largest face of a base64-encoded image as (size, size, 3) uint8 RGB.
+            One row per row: `score` (sigmoid of the logit, in [0, 1], high says fake), `probability` (the calibrated
+            one), `verdict` ("fake" or "real"), those of the largest face or of the whole video; `outcome` ("ok",
+            "no face", or why it cannot be used); `faces` of an image, the largest first, and `frames` of a video,
+            as dictionaries of the fields of `masm.serving.results`. What does not apply is None.
 
         Raises:
-            ImageError: no image, or no face in it; the message is the outcome.
+            MlflowException: there is none of the columns.
         """
-        image = decode_image(_from_base64(text))
-        face = find_face(image, self.cropper)
-        if face is None:
-            raise ImageError("no face")
-        return self.cropper.cut(image, face)
+        tasks = [self._task(row) for row in _rows(model_input)]
+        results = score_many(self.scorer, tasks, bool((params or {}).get("shares")))
+        return pd.DataFrame([_row(result) for result in results], columns=list(OUTPUTS), dtype=object)
 
-    def _figures(self, crops: list[np.ndarray]) -> np.ndarray:
-        """(n, 3) score, probability and verdict of crops."""
-        logits = self._logits(crops)
-        scores = expit(logits)
-        verdicts = np.where(scores >= self.threshold, "fake", "real")
-        return np.stack([scores, self.calibration.probability(logits), verdicts.astype(object)], axis=1)
+    def _task(self, row: Mapping[str, Any]) -> Task:
+        given = {name: row[name] for name in INPUTS if name in row and not _is_missing(row[name])}
+        if len(given) != 1:
+            return ImageTask(partial(_refuse, f"each row has one of {', '.join(INPUTS)}: this one has {len(given)}"))
+        name, value = given.popitem()
+        if name == "path":
+            return self._task_of_file(value)
+        if name == "video":
+            return VideoTask(lambda: self._find_in_video(value))
+        return ImageTask(lambda: self.scorer.find_faces(self.scorer.decode(_image(value))))
 
-    @torch.inference_mode()
-    def _logits(self, crops: list[np.ndarray]) -> np.ndarray:
-        logits = np.empty(len(crops))
-        for start in range(0, len(crops), BATCH_SIZE):
-            batch = torch.from_numpy(np.stack(crops[start : start + BATCH_SIZE])).permute(0, 3, 1, 2)
-            logits[start : start + BATCH_SIZE] = self.detector(batch.float() / 255).numpy()
-        return logits
+    def _task_of_file(self, text: str) -> Task:
+        try:
+            path = media_file(text, media_root())
+        except ImageError as error:
+            return ImageTask(partial(_refuse, str(error)))
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return ImageTask(lambda: self.scorer.find_faces(self.scorer.decode(path.read_bytes())))
+        return VideoTask(lambda: self.scorer.find_frames(path))
+
+    def _find_in_video(self, value: Any) -> list[FoundFrame]:
+        with tempfile.NamedTemporaryFile(prefix="masm-") as file:
+            file.write(_file_bytes(value))
+            file.flush()
+            return self.scorer.find_frames(Path(file.name))
 
 
-def _from_base64(text: str) -> bytes:
+def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows; what MLflow made one of, lists of texts under a column's name, are as many again."""
+    if not set(INPUTS) & set(model_input.columns):
+        raise MlflowException.invalid_parameter_value(
+            f"none of the columns {', '.join(INPUTS)} is there: send for instance "
+            '{"dataframe_records": [{"image": "BASE64"}]}'
+        )
+    for row in model_input.to_dict("records"):
+        lists = {name: value for name, value in row.items() if isinstance(value, list) and _are_texts(value)}
+        if not lists:
+            yield row
+        for name, texts in lists.items():
+            yield from ({name: text} for text in texts)
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _refuse(outcome: str) -> list[Any]:
+    raise ImageError(outcome)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _image(value: Any) -> bytes | np.ndarray:
+    """A file's bytes, or what should be pixels."""
+    return value if isinstance(value, list | np.ndarray) else _file_bytes(value)
+
+
+def _file_bytes(value: Any) -> bytes:
+    if isinstance(value, bytes | bytearray):
+        return bytes(value)
     try:
-        return base64.b64decode("".join(text.split()), validate=True)  # the command base64 breaks lines
+        return base64.b64decode("".join(value.split()), validate=True)  # the command base64 breaks lines
     except (AttributeError, ValueError):  # binascii.Error is a ValueError
         raise ImageError("not base64") from None
+
+
+def _row(result: Result) -> dict[str, Any]:
+    row = {"score": result.score, "probability": result.probability, "verdict": result.verdict}
+    row |= {"outcome": result.outcome, "faces": None, "frames": None}
+    if isinstance(result, ImageResult):
+        return row | {"faces": [_fields(face) for face in result.faces]}
+    return row | {"frames": [_fields(frame) for frame in result.frames]}
+
+
+def _fields(part: FaceScore | FrameResult) -> dict[str, Any]:
+    """What stands in an answer, with lists for tuples as in JSON."""
+    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(part).items()}
+    del fields["embedding"]
+    return fields
 
 
 mlflow.models.set_model(DetectorModel())

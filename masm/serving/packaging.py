@@ -6,15 +6,17 @@ import base64
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import mlflow
 import pandas as pd
 from mlflow.models import ModelSignature
 from mlflow.models.model import ModelInfo
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import AnyType, Array, Object, Property
 
 import masm
 
@@ -23,7 +25,7 @@ FACE_DETECTOR = "face_detector"
 
 # What masm.serving.model imports, directly or through the masm that the model carries.
 REQUIREMENTS = (
-    "mlflow",
+    "mlflow",  # brings pydantic and PyYAML
     "numpy",
     "opencv-python-headless",
     "pandas",
@@ -35,16 +37,37 @@ REQUIREMENTS = (
     "torchvision",
 )
 
+VIDEO_REQUIREMENT = "av>=18"
+"""Without it a model scores images, and says of a video what is missing."""
+
+INPUTS = ("image", "video", "path")
+"""Columns of a request, one of them in each row."""
+
+_ALWAYS = {"score": DataType.double, "box": Array(DataType.double)}
+_FACE = _ALWAYS | {"probability": DataType.double, "verdict": DataType.string}
+_FRAME = _ALWAYS | {"frame_index": DataType.long}
+
+
+def _parts(fields: Mapping[str, DataType | Array], **optional: DataType | Array) -> Array:
+    """A list of dictionaries."""
+    properties = [Property(name, kind) for name, kind in fields.items()]
+    return Array(Object([*properties, *(Property(name, kind, required=False) for name, kind in optional.items())]))
+
+
+OUTPUTS = {
+    "score": DataType.double,
+    "probability": DataType.double,
+    "verdict": DataType.string,
+    "outcome": DataType.string,
+    "faces": _parts(_FACE, shares=Array(DataType.double)),
+    "frames": _parts(_FRAME, seconds=DataType.double, shares=Array(DataType.double)),
+}
+"""Columns of the answer, of which `outcome` is always there; `masm.serving.results` says what they are."""
+
 SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string, "image")]),
-    outputs=Schema(
-        [
-            ColSpec(DataType.double, "score", required=False),
-            ColSpec(DataType.double, "probability", required=False),
-            ColSpec(DataType.string, "verdict", required=False),
-            ColSpec(DataType.string, "outcome"),
-        ]
-    ),
+    inputs=Schema([ColSpec(AnyType(), name, required=False) for name in INPUTS]),
+    outputs=Schema([ColSpec(kind, name, required=name == "outcome") for name, kind in OUTPUTS.items()]),
+    params=ParamSchema([ParamSpec("shares", DataType.boolean, False)]),
 )
 
 
@@ -88,4 +111,12 @@ def _pinned(detector: Path) -> list[str]:
     """The requirements at their installed versions, without build labels such as +cpu, which indexes lack."""
     method = json.loads((detector / "detector.json").read_text())["adapter"]["method"]
     names = (*REQUIREMENTS, "peft") if method == "lora" else REQUIREMENTS
-    return [f"{name}=={version(name).split('+')[0]}" for name in names]
+    return [*(f"{name}=={version(name).split('+')[0]}" for name in names), _video_requirement()]
+
+
+def _video_requirement() -> str:
+    """PyAV at its installed version, or at any that will do where it is not installed."""
+    try:
+        return f"av=={version('av')}"
+    except PackageNotFoundError:
+        return VIDEO_REQUIREMENT

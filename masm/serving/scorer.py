@@ -14,15 +14,15 @@ from threading import Lock
 
 import numpy as np
 import torch
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from masm.data.extract import extract_with
 from masm.data.faces import CropProfile, Detection, FaceCropper
 from masm.data.images import MOST_PIXELS, ImageError, check_pixels, decode_image
 from masm.data.importers.photograph import Unusable
+from masm.decisions import Level, read_decisions
 from masm.detector import Detector
 from masm.errors import UserError
-from masm.metrics import Calibration
 from masm.serving.results import NO_FACE, OK, Box, FaceScore, FrameResult, ImageResult, VideoResult
 
 BATCH_SIZE = 32
@@ -57,6 +57,11 @@ class Outputs:
     shares: np.ndarray | None = None
     embeddings: np.ndarray | None = None
 
+    def of(self, crops: slice) -> Outputs:
+        """What is said of some of the crops."""
+        parts = (None if values is None else values[crops] for values in (self.shares, self.embeddings))
+        return Outputs(self.logits[crops], *parts)
+
     def share(self, index: int) -> tuple[float, ...] | None:
         """The shares of one crop."""
         return None if self.shares is None else tuple(self.shares[index].tolist())
@@ -73,7 +78,7 @@ class Scorer:
         folder: a registered model's, with `artifacts/` in it, or that folder itself, or a bare detector's.
         face_detector: YuNet's file, where the folder does not bring the one that the crop profile names.
         device: where the detector runs; by default a GPU if there is one.
-        max_pixels: larger images are refused before they are decoded.
+        max_pixels: larger images, and videos of larger frames, are refused before they are decoded.
 
     Raises:
         UserError: the folder holds no detector, or not the face detector that its crop profile names.
@@ -89,11 +94,9 @@ class Scorer:
         self.folder, beside = find_parts(folder)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.detector = Detector.load(self.folder, merged=True).to(self._device).eval()
-        card = self.detector.card
-        profile = CropProfile(**card["crop"])
-        self.cropper = FaceCropper(replace(profile, frames=profile.frames or VIDEO_FRAMES), face_detector or beside)
-        self.threshold = float(card["threshold"])
-        self.calibration = Calibration(**card["calibration"])
+        self.decisions = read_decisions(self.detector.card)
+        profile = CropProfile(**self.detector.card["crop"])
+        self.cropper = FaceCropper(replace(profile, frames=profile.frames or VIDEO_FRAMES), beside or face_detector)
         self.max_pixels = max_pixels
         self._unmerged_lock = Lock()
 
@@ -151,7 +154,7 @@ class Scorer:
             UserError: PyAV is not installed.
         """
         try:
-            frames = extract_with(self.cropper, [path]).frames
+            frames = extract_with(self.cropper, [path], max_pixels=self.max_pixels).frames
         except Unusable as error:
             raise ImageError(NO_FACE if error.outcome == NO_FACE else error.reason) from None
         return [FoundFrame(frame.frame_index, frame.seconds, _box(frame.box), frame.image) for frame in frames]
@@ -183,9 +186,7 @@ class Scorer:
         """The result of an image from the outputs for its faces."""
         scores = expit(outputs.logits)
         judged = (
-            FaceScore(
-                face.box, score, self.probability(score), self.verdict(score), outputs.share(i), outputs.embedding(i)
-            )
+            FaceScore(face.box, score, *self._decide("frame", score), outputs.share(i), outputs.embedding(i))
             for i, (face, score) in enumerate(zip(faces, scores.tolist(), strict=True))
         )
         return ImageResult(OK if faces else NO_FACE, tuple(judged))
@@ -198,15 +199,13 @@ class Scorer:
             for i, (each, score) in enumerate(zip(frames, scores.tolist(), strict=True))
         )
         mean = float(scores.mean())
-        return VideoResult(OK, mean, self.probability(mean), self.verdict(mean), judged)
+        return VideoResult(OK, mean, *self._decide("video", mean), judged)
 
-    def probability(self, score: float) -> float:
-        """Calibrated probability of fake."""
-        return float(self.calibration.probability(np.asarray(logit(score))))
-
-    def verdict(self, score: float) -> str:
-        """The class at the detector's threshold."""
-        return "fake" if score >= self.threshold else "real"
+    def _decide(self, level: Level, score: float) -> tuple[float, str]:
+        """Calibrated probability of fake, and the verdict."""
+        decision = self.decisions[level]
+        verdict = "fake" if score >= decision.threshold else "real"
+        return float(decision.calibration.probability(np.asarray(score))), verdict
 
     @torch.inference_mode()
     def _forward(self, crops: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

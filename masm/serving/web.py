@@ -17,6 +17,7 @@ from masm.serving.bodies import read_images, read_video
 from masm.serving.follower import Follower, Served
 from masm.serving.limits import BodyLimit, check_key, check_rate
 from masm.serving.results import NO_FACE, OK, FaceScore, ImageResult, VideoResult
+from masm.settings import Serving
 
 PAGE = Path(__file__).with_name("page.html")
 PAGE_HEADERS = {  # the page is one file and loads nothing
@@ -53,12 +54,12 @@ class Service(Protocol):
         """Count an answer."""
 
 
-def build_app(service: Service, max_bytes: int, key: str | None) -> FastAPI:
+def build_app(service: Service, settings: Serving, key: str | None) -> FastAPI:
     """The routes of the service.
 
     Args:
         service: computes the answers.
-        max_bytes: of a request's body.
+        settings: the size of a body, and the folder whose files a request may name.
         key: what clients must send to have something scored; None for none.
     """
 
@@ -70,14 +71,15 @@ def build_app(service: Service, max_bytes: int, key: str | None) -> FastAPI:
         return _wanted(service.follower, version, protocol)
 
     app = FastAPI(title="MASM", docs_url=None, redoc_url=None)  # their pages load scripts from elsewhere
-    app.add_middleware(BodyLimit, limit=max_bytes)
+    app.add_middleware(BodyLimit, limit=settings.max_bytes)
     app.add_middleware(Observed, answered=service.answered)
     app.add_exception_handler(RequestValidationError, _wrong_query)
     guarded, wanted = [Depends(admit)], Depends(served)
 
     @app.post("/score", dependencies=guarded)
     async def score(request: Request, model: Served = wanted, shares: bool = False) -> JSONResponse:
-        results = await service.gather_images(model, await read_images(request), shares)
+        images = await read_images(request, settings.media_root)
+        results = await service.gather_images(model, images, shares)
         _refuse_unusable([result.outcome for result in results])
         return JSONResponse({"model": describe(model), "images": [image_answer(result) for result in results]})
 

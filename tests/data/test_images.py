@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from masm.data.images import MOST_PIXELS, ImageError, decode_image
+from masm.data.images import MOST_PIXELS, ImageError, check_pixels, decode_image
 
 
 @pytest.fixture
@@ -123,6 +123,50 @@ def test_a_phones_second_view_does_not_make_an_animation(image: np.ndarray) -> N
     stream = io.BytesIO()
     Image.fromarray(ramp).save(stream, "MPO", save_all=True, append_images=[Image.fromarray(255 - ramp)])
     assert np.abs(decode_image(stream.getvalue()).astype(int) - ramp).mean() < 3
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PPM", "ICNS"])
+def test_formats_of_no_photograph_are_not_opened(image: np.ndarray, kind: str) -> None:
+    """Pillow gives an EPS to Ghostscript, which runs the program that it is."""
+    with pytest.raises(ImageError, match="not an image"):
+        decode_image(encode(image, kind))
+
+
+def test_pixels_are_taken_as_they_are(image: np.ndarray) -> None:
+    for pixels in (image, image.tolist(), image.astype(np.int64), np.asfortranarray(image)):
+        checked = check_pixels(pixels)
+        np.testing.assert_array_equal(checked, image)
+        assert checked.dtype == np.uint8
+        assert checked.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((8, 8), np.uint8),
+        np.zeros((8, 8, 4), np.uint8),
+        np.zeros((8, 8, 3)),
+        np.full((8, 8, 3), 256),
+        np.full((8, 8, 3), -1),
+        np.zeros((0, 8, 3), np.uint8),
+        [[[1, 2, 3], [1, 2]]],
+        [[["a", "b", "c"]]],
+        [],
+        "text",
+        None,
+    ],
+)
+def test_other_arrays_are_no_image(pixels: object) -> None:
+    with pytest.raises(ImageError, match="an array of pixels is"):
+        check_pixels(pixels)
+
+
+def test_too_many_pixels_are_refused(image: np.ndarray) -> None:
+    pixels = image.shape[0] * image.shape[1]
+    for check, given in ((decode_image, encode(image, "PNG")), (check_pixels, image)):
+        assert check(given, pixels).shape == image.shape
+        with pytest.raises(ImageError, match=f"decompression bomb: more than {pixels - 1} pixels"):
+            check(given, pixels - 1)
 
 
 @pytest.mark.parametrize("side", [8193, 30_000])  # below and above what Pillow opens at all

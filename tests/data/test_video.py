@@ -51,6 +51,8 @@ def test_frames_by_number_are_those_of_decoding_everything(tmp_path: Path, kind:
             assert isinstance(image, np.ndarray), image
             np.testing.assert_array_equal(image, everything[number])
             assert number_in(image) == number
+    times = np.subtract(options.get("times", np.arange(COUNT) * 40), options.get("times", [0])[0]) / 1000
+    np.testing.assert_allclose([video.seconds(number) for number in video.numbers], times, atol=2e-3)
     video.close()
 
 
@@ -228,6 +230,38 @@ class TestDamage:
         with pytest.raises(UserError, match=r"masm\[video\]"):
             open_frames([path])
         assert list(open_frames([]).numbers) == []
+
+
+class TestLimits:
+    def test_larger_frames_are_refused_by_the_header(self, tmp_path: Path) -> None:
+        path = write_video(tmp_path / "a.mp4", numbered(3))
+        assert [type(image) for _, image in Video(path, 96 * 160).read([0, 1, 2])] == [np.ndarray] * 3
+        with pytest.raises(Unusable, match=f"decompression bomb: more than {96 * 160 - 1} pixels"):
+            Video(path, 96 * 160 - 1)
+
+    def test_frames_that_grow_later_are_not_decoded(self, tmp_path: Path) -> None:
+        parts = [write_video(tmp_path / f"{side}.h264", numbered(5, side, side)) for side in (96, 320)]
+        (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
+        shapes = [getattr(image, "shape", None) for _, image in Video(tmp_path / "both.h264").read(range(10))]
+        assert (320, 320, 3) in shapes
+        limited = [
+            getattr(image, "shape", None) for _, image in Video(tmp_path / "both.h264", 96 * 96).read(range(10))
+        ]
+        assert (96, 96, 3) in limited
+        assert (320, 320, 3) not in limited
+
+    @pytest.mark.parametrize("kind", ["m3u8", "ffconcat"])
+    def test_a_playlist_does_not_open_the_files_that_it_names(self, tmp_path: Path, kind: str) -> None:
+        write_video(tmp_path / "other.ts", numbered(5))
+        texts = {
+            "m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nother.ts\n#EXT-X-ENDLIST\n",
+            "ffconcat": "ffconcat version 1.0\nfile other.ts\n",
+        }
+        path = tmp_path / f"upload.{kind}"
+        path.write_text(texts[kind])
+        assert len(decode_all(path)) == 5  # FFmpeg would, or this test could not fail
+        with pytest.raises(Unusable, match="cannot be opened as a video"):
+            Video(path)
 
 
 class TestPictures:

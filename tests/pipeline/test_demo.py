@@ -18,6 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from masm.decisions import read_decisions
 from masm.detector import Detector
 from masm.embeddings import read_embeddings
 from masm.settings import load_settings
@@ -112,7 +113,7 @@ def test_the_search_chose_its_best_trial(workspace: Path) -> None:
     assert best["datasets"] == ["selfblend"]
     detector = Detector.load(workspace / "models" / "detector")
     assert detector.adapter.rank == best["hyperparameters"]["rank"]
-    assert 0 < detector.card["threshold"] < 1
+    assert all(0 < decision.threshold < 1 for decision in read_decisions(detector.card).values())
 
 
 def test_nothing_runs_again(workspace: Path, environment: dict[str, str]) -> None:

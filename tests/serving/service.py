@@ -16,28 +16,45 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import mlflow
 import yaml
 from mlflow import MlflowClient
 
 from masm import registry
+from masm.data.faces import CropProfile
 from masm.detector import Detector
+from masm.serving.packaging import ModelFiles
 from masm.settings import Settings, load_settings
-from pipelines import promote
-from tests.serving.workspace import ROOT, make_workspace, use_detector
+from tests.serving.workspace import PROFILE, ROOT, random_crop, save
 
-START = 120
+START = 200
 SERVE = "from masm.cli import main; main()"
 
 
 def make_registry(folder: Path, *detectors: Detector, **serving: Any) -> Settings:
-    """A workspace whose MLflow holds these detectors as versions 1, 2, ...; version 1 is champion."""
-    settings = make_workspace(folder / "workspace", folder / "mlflow.db")
-    for detector in detectors:
-        use_detector(settings, detector)
-        promote.main(settings)
-    settings = configure(settings, port=free_port(), poll_seconds=0.5, **serving)
+    """An MLflow that holds these detectors as versions 1, 2, ...; version 1 is champion."""
+    settings = configure(make_settings(folder), port=free_port(), poll_seconds=0.5, **serving)
+    for number, detector in enumerate(detectors, 1):
+        register(settings, detector, folder / f"detector{number}")
     set_champion(settings, "1")
     return settings
+
+
+def register(settings: Settings, detector: Detector, folder: Path, profile: CropProfile = PROFILE) -> None:
+    """Save a detector in a folder, and make it the next version; the registry seals its files."""
+    save(detector, folder, profile)
+    registry.connect(settings.mlflow)
+    record = registry.Record({}, {}, {}, (), (), (), {})
+    run = registry.log_run(record, ModelFiles(folder, None, random_crop(0)))
+    mlflow.register_model(run.model_uri, settings.mlflow.model, tags=dict(run.digests))
+
+
+def make_settings(folder: Path) -> Settings:
+    """params.yaml with an MLflow of its own in a folder."""
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    tree["mlflow"] |= {"tracking_uri": f"sqlite:///{folder}/mlflow.db", "artifacts": str(folder / "artifacts")}
+    (folder / "params.yaml").write_text(yaml.safe_dump(tree))
+    return load_settings(folder / "params.yaml")
 
 
 def configure(settings: Settings, **serving: Any) -> Settings:
@@ -72,7 +89,7 @@ def started(settings: Settings, environment: Mapping[str, str] | None = None) ->
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, "serve", "--params", str(settings.root / "params.yaml")],
         cwd=ROOT,
-        env={**kept, "PYTHONPATH": str(ROOT), **(environment or {})},
+        env={**kept, "PYTHONPATH": str(ROOT), "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", **(environment or {})},
         start_new_session=True,
     )
     address = f"http://127.0.0.1:{settings.serving.port}"

@@ -10,8 +10,10 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +23,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
 
 from masm import registry
 from masm.data.faces import CropProfile, YuNetDetector, crop, find_face, make_profile
 from masm.data.images import decode_image
+from masm.data.procedural import draw_face
 from masm.detector import Detector
-from masm.serving.packaging import ModelFiles, log_model
+from masm.serving.packaging import OUTPUTS, ModelFiles, log_model
+from masm.serving.scorer import Scorer
 from masm.settings import Settings
 from pipelines import promote
+from tests.data.videos import decode_all, numbered, scene, write_video
 from tests.serving.workspace import (
+    DECISIONS,
+    PROFILE,
     ROOT,
     SIZE,
     make_workspace,
@@ -120,6 +128,97 @@ def test_given_crops_of_another_size_are_resized(settings: Settings) -> None:
     assert answer["score"][0] == pytest.approx(answer["score"][1], abs=1e-6)
 
 
+def test_an_image_is_base64_bytes_or_pixels(settings: Settings) -> None:
+    model = mlflow.pyfunc.load_model(champion_uri(settings))
+    data = random_crop(4)
+    pixels = decode_image(data)
+    values = [base64.b64encode(data).decode(), data, bytearray(data), pixels, pixels.tolist()]
+    answer = model.predict(pd.DataFrame({"image": values}))
+    expected = direct_score(settings.root / "models" / "detector", pixels)
+    np.testing.assert_allclose(answer["score"].astype(float), expected, atol=1e-6)
+    assert answer["frames"].tolist() == [None] * 5
+    assert model.predict({"image": [values[0], values[0]]})["outcome"].tolist() == ["ok", "ok"]  # as MLflow documents
+    wrong = model.predict(pd.DataFrame({"image": [pixels.tolist()[0], [], 5]}))["outcome"]
+    assert [outcome.split(" ")[0] for outcome in wrong] == ["an", "an", "not"]
+
+
+def test_a_row_has_one_of_the_columns(settings: Settings) -> None:
+    model = mlflow.pyfunc.load_model(champion_uri(settings))
+    text = base64.b64encode(random_crop(1)).decode()
+    rows = [{"image": text, "video": text}, {"image": None}, {"image": text}]
+    outcomes = model.predict(pd.DataFrame(rows))["outcome"].tolist()
+    assert [outcome.startswith("each row has one of image, video, path") for outcome in outcomes] == [
+        True,
+        True,
+        False,
+    ]
+    with pytest.raises(MlflowException, match="none of the columns image, video, path is there"):
+        model.predict(pd.DataFrame({"picture": [text]}))
+
+
+def test_every_face_of_a_photograph_is_answered_with_its_box(tmp_path: Path) -> None:
+    model = logged_model(tmp_path, CropProfile("cascade", SIZE, 1.3, None), None)
+    image = scene({(40, 60): draw_face(0, 0, 0, 180).image, (330, 30): draw_face(0, 1, 0, 260).image})
+    answer = model.predict(pd.DataFrame({"image": [image]}), params={"shares": True})
+    expected = Scorer(tmp_path / "detector").score_image(image, shares=True)
+    faces = answer["faces"][0]
+    assert len(faces) == len(expected.faces) >= 2
+    for face, other in zip(faces, expected.faces, strict=True):
+        assert face == {
+            "box": list(other.box),
+            "score": pytest.approx(other.score, abs=1e-6),
+            "probability": pytest.approx(other.probability, abs=1e-6),
+            "verdict": other.verdict,
+            "shares": pytest.approx(list(other.shares), abs=1e-4),
+        }
+        assert sum(map(abs, face["shares"])) == pytest.approx(1, abs=1e-6)
+    assert answer["score"][0] == faces[0]["score"]
+    assert model.predict(pd.DataFrame({"image": [image]}))["faces"][0][0]["shares"] is None
+
+
+def test_a_video_is_bytes_or_base64(settings: Settings, tmp_path: Path) -> None:
+    data = write_video(tmp_path / "a.mp4", numbered(12), codec="mpeg4").read_bytes()
+    values = [data, base64.b64encode(data).decode(), data[: len(data) // 3], b"", "%%%"]
+    answer = mlflow.pyfunc.load_model(champion_uri(settings)).predict(pd.DataFrame({"video": values}))
+    frames = decode_all(tmp_path / "a.mp4")
+    profile = replace(PROFILE, margin=1.0)
+    crops = [crop(frame, np.array([0, 0, *frame.shape[1::-1]], np.float32), profile) for frame in frames]
+    scores = [direct_score(settings.root / "models" / "detector", each) for each in crops]
+    for row in (0, 1):
+        assert [frame["frame_index"] for frame in answer["frames"][row]] == list(range(12))
+        assert [frame["seconds"] for frame in answer["frames"][row]] == pytest.approx(np.arange(12) / 25, abs=1e-3)
+        assert [frame["score"] for frame in answer["frames"][row]] == pytest.approx(scores, abs=1e-6)
+        decision = DECISIONS["video"]
+        mean = np.mean(scores)
+        assert answer["score"][row] == pytest.approx(mean, abs=1e-6)
+        assert answer["probability"][row] == pytest.approx(decision.calibration.probability(mean), abs=1e-5)
+        assert answer["verdict"][row] == ("fake" if mean >= decision.threshold else "real")
+    assert answer["score"].isna().tolist() == [False, False, True, True, True]
+    assert answer["outcome"].tolist()[3:] == ["empty file", "not base64"]
+    assert answer["outcome"][2].startswith("cannot be opened as a video")
+
+
+def test_a_request_reads_no_file_of_the_server(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mlflow.pyfunc.load_model(champion_uri(settings))
+    media = tmp_path / "media"
+    media.mkdir()
+    for name in ("media/a.png", "secret.png"):
+        (tmp_path / name).write_bytes(random_crop(1))
+    write_video(media / "b.mp4", numbered(4))
+    rows = pd.DataFrame({"path": ["a.png", str(media / "b.mp4"), "../secret.png", "missing.png"]})
+    monkeypatch.delenv("MASM_MEDIA_ROOT", raising=False)
+    assert {outcome.split(":")[0] for outcome in model.predict(rows)["outcome"]} == {"file paths are not taken"}
+    monkeypatch.setenv("MASM_MEDIA_ROOT", str(media))
+    answer = model.predict(rows)
+    assert answer["outcome"].tolist()[:2] == ["ok", "ok"]
+    assert len(answer["frames"][1]) == 4
+    assert [text.split(" ")[0] for text in answer["outcome"][2:]] == ["a", "no"]
+    as_base64 = model.predict(pd.DataFrame({"image": [str(media / "a.png")], "video": [None]}))
+    assert as_base64["outcome"].tolist() == ["not base64"]
+
+
 def test_photograph_without_a_face_has_that_outcome(tmp_path: Path) -> None:
     model = logged_model(tmp_path, CropProfile("cascade", SIZE, 1.3, None), None)
     answer = model.predict(encode(random_crop(5)))
@@ -153,29 +252,75 @@ def test_model_is_code_and_safetensors_without_pickle(settings: Settings) -> Non
     assert all("==" in line and "+" not in line for line in requirements)
 
 
-@pytest.mark.slow
-def test_model_brings_its_own_masm(settings: Settings, tmp_path: Path) -> None:
-    """In a process that cannot import masm otherwise, and elsewhere in the file system."""
-    code = f"""
+ELSEWHERE = """
 import sys
-sys.path = [entry for entry in sys.path if entry not in ("", {str(ROOT)!r})]
+root, uri, image, video, *required = sys.argv[1:]
+sys.path = [entry for entry in sys.path if entry not in ("", root)]
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+installed = {}
+def need(text):
+    requirement = Requirement(text)
+    name = canonicalize_name(requirement.name)
+    for extra in {"", *requirement.extras}:
+        if (name, extra) in installed:
+            continue
+        try:
+            installed[name, extra] = requires(name) or []
+        except PackageNotFoundError:
+            return
+        for other in installed[name, extra]:
+            marker = Requirement(other).marker
+            if marker is None or marker.evaluate({"extra": extra}):
+                need(other)
+
+for line in required:
+    need(line)
+names = {name for name, _ in installed}
+owners = packages_distributions()
+
+class OnlyRequired:
+    def find_spec(self, module, path=None, target=None):
+        own = owners.get(module.partition(".")[0])
+        if own and not names & set(map(canonicalize_name, own)):
+            raise ModuleNotFoundError(f"{module} is not required", name=module)
+
+sys.meta_path.insert(0, OnlyRequired())
 import importlib.util, mlflow, pandas
 assert importlib.util.find_spec("masm") is None
-model = mlflow.pyfunc.load_model({champion_uri(settings)!r})
-answer = model.predict(pandas.DataFrame({encode(random_crop(1)).to_dict("list")!r}))
+for module in ("ray", "kornia", "dvc", "fastapi"):
+    try:
+        __import__(module)
+    except ModuleNotFoundError:
+        continue
+    raise AssertionError(f"{module} could be imported: the test would prove nothing")
+model = mlflow.pyfunc.load_model(uri)
+answer = model.predict(pandas.DataFrame([{"image": image}, {"video": video}]), params={"shares": True})
 import masm
-print(masm.__file__, answer["score"][0])
+print(masm.__file__, *answer["score"])
 """
+"""Loads a model where only its requirements and what they require can be imported, and no masm but its own."""
+
+
+@pytest.mark.slow
+def test_model_brings_its_own_masm_and_needs_its_requirements_alone(settings: Settings, tmp_path: Path) -> None:
+    requirements = Path(mlflow.artifacts.download_artifacts(f"{champion_uri(settings)}/requirements.txt"))
+    video = write_video(tmp_path / "a.mp4", numbered(3)).read_bytes()
+    media = [base64.b64encode(data).decode() for data in (random_crop(1), video)]
+    arguments = [str(ROOT), champion_uri(settings), *media, *requirements.read_text().split()]
     environment = {**_environment(settings), **NO_PICKLE}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-P", "-c", ELSEWHERE, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    where, score = done.stdout.split()[-2:]
+    where, score, of_video = done.stdout.split()[-3:]
     assert Path(where).parts[-3:] == ("code", "masm", "__init__.py")
-    expected = direct_score(settings.root / "models" / "detector", decode_image(random_crop(1)))
-    assert float(score) == pytest.approx(expected, abs=1e-6)
+    scorer = Scorer(settings.root / "models" / "detector")
+    assert float(score) == pytest.approx(scorer.score_image(random_crop(1)).score, abs=1e-6)
+    assert float(of_video) == pytest.approx(scorer.score_video(tmp_path / "a.mp4").score, abs=1e-6)
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -209,7 +354,26 @@ def test_mlflow_serves_the_champion(settings: Settings, tmp_path: Path) -> None:
             good, bad = _post(f"http://127.0.0.1:{port}/invocations", body)["predictions"]
             assert good["score"] == pytest.approx(expected, abs=1e-6)
             assert good["outcome"] == "ok"
-            assert bad == {"score": None, "probability": None, "verdict": None, "outcome": "not base64"}
+            assert bad == dict.fromkeys(OUTPUTS) | {"outcome": "not base64", "faces": []}
+        video = write_video(tmp_path / "a.mp4", numbered(3)).read_bytes()
+        rows = [
+            {"image": decode_image(random_crop(1)).tolist()},
+            {"video": base64.b64encode(video).decode()},
+            {"path": str(tmp_path / "a.mp4")},
+        ]
+        body = {"dataframe_records": rows, "params": {"shares": True}}
+        pixels, film, path = _post(f"http://127.0.0.1:{port}/invocations", body)["predictions"]
+        assert pixels["score"] == pytest.approx(expected, abs=1e-6)
+        assert len(pixels["faces"][0]["shares"]) == 2
+        scores = [frame["score"] for frame in film["frames"]]
+        assert film["score"] == pytest.approx(np.mean(scores), abs=1e-9)
+        assert len(scores) == 3
+        assert path["outcome"].startswith("file paths are not taken")
+        for wrong in ({"dataframe_records": [{"picture": image}]}, {"inputs": [image]}, {"image": image}):
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                _post(f"http://127.0.0.1:{port}/invocations", wrong)
+            assert caught.value.code == 400
+        assert _post(f"http://127.0.0.1:{port}/invocations", {"inputs": [{"image": image}]})["predictions"]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)

@@ -6,7 +6,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from masm.detector import Detector
 from masm.errors import UserError
 from masm.serving.scorer import Scorer
 from tests.data.videos import numbered, people, scene, write_video
-from tests.serving.workspace import SIZE, random_crop, save, tiny_detector
+from tests.serving.workspace import DECISIONS, SIZE, random_crop, save, tiny_detector
 
 CASCADE = CropProfile("cascade", SIZE, 1.3, None, frames=8)
 
@@ -87,13 +86,6 @@ def test_an_array_is_the_same_as_its_file(cascade: Scorer) -> None:
     assert cascade.score_image(np.ones((80, 80, 3), np.uint8)).score is None
 
 
-@pytest.mark.parametrize(
-    "pixels", [np.zeros((8, 8)), np.zeros((8, 8, 4), int), np.full((8, 8, 3), 256), np.zeros((8, 8, 3)), np.zeros(0)]
-)
-def test_arrays_that_are_no_image_say_what_one_is(given: Scorer, pixels: np.ndarray) -> None:
-    assert "an array of pixels is (height, width, 3)" in given.score_image(pixels).outcome
-
-
 def test_logits_do_not_depend_on_the_batch(given: Scorer) -> None:
     crops = np.stack([decode_image(random_crop(3, index)) for index in range(67)])  # more than two batches
     np.testing.assert_allclose(given.logits(crops), direct_logits(given, list(crops)), atol=1e-5)
@@ -111,7 +103,10 @@ def test_a_video_is_judged_by_the_mean_of_the_frames_of_ingest(cascade: Scorer, 
     scores = 1 / (1 + np.exp(-direct_logits(cascade, [frame.image for frame in expected])))
     np.testing.assert_allclose([frame.score for frame in result.frames], scores, atol=1e-6)
     assert result.score == pytest.approx(scores.mean(), abs=1e-6)
-    assert result.verdict == ("fake" if scores.mean() >= 0.5 else "real")
+    decision = DECISIONS["video"]
+    assert result.probability == pytest.approx(decision.calibration.probability(scores.mean()), abs=1e-5)
+    assert result.verdict == ("fake" if scores.mean() >= decision.threshold else "real")
+    assert decision != DECISIONS["frame"]  # or the lines above say less
     times = [frame.frame_index * 0.05 + (frame.frame_index > 9) for frame in result.frames]
     assert [frame.seconds for frame in result.frames] == pytest.approx(times, abs=1e-3)
 
@@ -130,35 +125,22 @@ def test_bad_videos_say_why(given: Scorer, cascade: Scorer, tmp_path: Path) -> N
     assert outcomes[0] == "empty file"
     assert all(outcome.startswith("cannot be opened as a video") for outcome in outcomes[1:])
     assert cascade.score_video(tmp_path / "whole.mp4").outcome == "no face"
+    small = Scorer(given.folder, max_pixels=96 * 160 - 1)
+    assert small.score_video(tmp_path / "whole.mp4").outcome.startswith("decompression bomb")
 
 
-@pytest.mark.parametrize("kind", ["m3u8", "ffconcat", "dash"])
-def test_a_playlist_in_place_of_a_video_does_not_open_other_files(given: Scorer, tmp_path: Path, kind: str) -> None:
-    other = write_video(tmp_path / "other.mp4", numbered(5))
-    texts = {
-        "m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{other}\n#EXT-X-ENDLIST\n",
-        "ffconcat": "ffconcat version 1.0\nfile other.mp4\n",
-        "dash": f'<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{other}</BaseURL></MPD>',
-    }
-    path = tmp_path / "upload.mp4"
-    path.write_text(texts[kind])
-    if kind == "ffconcat":  # or this test could not fail
-        with av.open(str(path)) as container:
-            assert len(list(container.decode(video=0))) == 5
-    assert given.score_video(path).outcome.startswith("cannot be opened as a video")
-
-
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_large_images_are_refused_by_their_headers(given: Scorer) -> None:
     most = SIZE * SIZE - 1
     small = Scorer(given.folder, max_pixels=most)
-    expected = f"decompression bomb: {SIZE} x {SIZE}, more than {most} pixels"
+    expected = f"decompression bomb: more than {most} pixels"
     assert small.score_image(random_crop(1)).outcome == expected
     assert small.score_image(decode_image(random_crop(1))).outcome == expected
     data = bytearray(random_crop(1))
     data[16:24] = (10_000).to_bytes(4, "big") * 2
     data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
     outcome = given.score_image(bytes(data)).outcome
-    assert outcome == f"decompression bomb: 10000 x 10000, more than {MOST_PIXELS} pixels"
+    assert outcome == f"decompression bomb: more than {MOST_PIXELS} pixels"
 
 
 def test_threads_share_a_scorer(cascade: Scorer) -> None:
