@@ -25,20 +25,20 @@ START = 120
 
 
 @contextmanager
-def started(store: Path, artifacts: Path) -> Iterator[str]:
-    """An MLflow server over an SQLite file, for as long as the context lasts; its address."""
+def started(folder: Path) -> Iterator[str]:
+    """An MLflow server that keeps everything in `folder`, for as long as the context lasts; its address."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     options = {
         "--host": "127.0.0.1",
         "--port": str(port),
         "--workers": "1",
-        "--backend-store-uri": f"sqlite:///{store}",
-        "--artifacts-destination": str(artifacts),
+        "--backend-store-uri": f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination": str(folder / "artifacts"),
     }
     process = subprocess.Popen(
         [sys.executable, "-m", "mlflow", "server", *(word for option in options.items() for word in option)],
-        cwd=store.parent,
+        cwd=folder,
         env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         start_new_session=True,
     )

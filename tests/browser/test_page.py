@@ -5,7 +5,6 @@ One registry, one MLflow server, one `masm serve` and one browser, as each takes
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,18 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support.ui import WebDriverWait
 
 from masm import registry
+from masm.data.faces import CropProfile
 from masm.data.procedural import draw_face
 from masm.serving.scorer import Scorer
 from masm.settings import Settings, load_settings
 from tests.browser import chromium, mlflow_ui
-from tests.data.videos import write_video
+from tests.data.videos import scene, write_video
 from tests.serving import service
-from tests.serving.workspace import own_address, tiny_detector
+from tests.serving.workspace import SIZE, own_address, tiny_detector
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.ray]
 PATIENCE = 60
+PROFILE = CropProfile("cascade", SIZE, 1.3, None, frames=8)
 FOLLOWED = 10
 """Seconds within which a version answers that was made champion."""
 
@@ -41,16 +42,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def settings(folder: Path) -> Iterator[Settings]:
-    """Two versions, of which the first is champion, on a running MLflow server."""
-    with own_address():
-        made = service.make_registry(folder, *map(tiny_detector, (1, 2)))
-        artifacts = folder / "artifacts"
-        with mlflow_ui.started(folder / "mlflow.db", artifacts) as address:
-            yield on_server(made, address)
+    """A running MLflow server with two versions, of which the first is champion."""
+    with own_address(), mlflow_ui.started(folder) as address:
+        settings = on_server(service.make_settings(folder), address)
+        settings = service.configure(settings, port=service.free_port(), poll_seconds=0.5)
+        for number in (1, 2):
+            service.register(settings, tiny_detector(number), folder / f"detector{number}", PROFILE)
+        service.set_champion(settings, "1")
+        yield settings
 
 
 def on_server(settings: Settings, address: str) -> Settings:
-    """The workspace, its registry now reached by a server's address."""
+    """The same params.yaml with the address of a server."""
     path = settings.root / "params.yaml"
     tree = yaml.safe_load(path.read_text())
     tree["mlflow"]["tracking_uri"] = address
@@ -83,8 +86,10 @@ def scorers(settings: Settings, folder: Path) -> dict[str, Scorer]:
 
 @pytest.fixture(scope="module")
 def photograph(folder: Path) -> Path:
+    """Two people, drawn."""
+    faces = {(20, 20): draw_face(0, 0, 0, 180).image, (300, 20): draw_face(0, 1, 0, 260).image}
     path = folder / "drawn.png"
-    assert cv2.imwrite(str(path), draw_face(7, 0, 0).image[:, :, ::-1])
+    assert cv2.imwrite(str(path), scene(faces)[:, :, ::-1])
     return path
 
 
@@ -125,24 +130,27 @@ def test_person_sets_the_champion_on_mlflows_page(browser: WebDriver, settings: 
     service.set_champion(settings, "1")
 
 
-def test_page_shows_the_score_and_the_verdict_of_an_image(
+def test_page_shows_an_images_faces_and_their_scores(
     page: WebDriver, scorers: dict[str, Scorer], photograph: Path
 ) -> None:
     choose(page, photograph, "result")
-    expected = scorers["1"].score_image(photograph.read_bytes())
+    expected = scorers["1"].score_image(photograph.read_bytes(), shares=True)
     assert float(text(page, "score")) == pytest.approx(expected.score, abs=1e-3)
     assert text(page, "verdict") == expected.verdict
     assert text(page, "answered").endswith("version 1")
-    assert len(page.find_elements(By.CSS_SELECTOR, "#boxes rect")) == 1
-    assert len(page.find_elements(By.CSS_SELECTOR, "#shares rect")) == 2  # the detector has two subspaces
+    boxes = page.find_elements(By.CSS_SELECTOR, "#boxes rect")
+    drawn = [[float(box.get_attribute(side)) for side in ("x", "y", "width", "height")] for box in boxes]
+    assert drawn == [pytest.approx(face.box) for face in expected.faces]
+    assert len(drawn) >= 2
+    bars = [float(bar.get_attribute("width")) for bar in page.find_elements(By.CSS_SELECTOR, "#shares rect")]
+    shares = expected.faces[0].shares
+    assert np.divide(bars, sum(bars)) == pytest.approx(np.abs(shares) / np.abs(shares).sum(), abs=1e-3)
     assert not shown("error")(page)
 
 
 def test_page_draws_the_scores_along_a_video(page: WebDriver, scorers: dict[str, Scorer], folder: Path) -> None:
-    rng = np.random.default_rng(0)
-    still = draw_face(7, 1, 0).image
-    frames = [np.clip(still + rng.normal(0, 20, still.shape), 0, 255).astype(np.uint8) for _ in range(12)]
-    video = write_video(folder / "drawn.mp4", frames)
+    face = draw_face(0, 0, 0, 220).image
+    video = write_video(folder / "drawn.mp4", [scene({(20 + 4 * number, 40): face}) for number in range(12)])
     choose(page, video, "frames")
     expected = scorers["1"].score_video(video)
     assert text(page, "verdict") == expected.verdict
@@ -168,7 +176,6 @@ def test_service_and_page_follow_the_champion_of_mlflows_page(
 ) -> None:
     assert health(address)["model"]["version"] == "1"
     make_champion(browser, settings, "2")
-    begun = time.monotonic()
     service.eventually(lambda: health(address)["model"]["version"] == "2", FOLLOWED)
     browser.get(address)
     WebDriverWait(browser, PATIENCE).until(lambda page: text(page, "model").endswith("version 2"))
@@ -176,7 +183,15 @@ def test_service_and_page_follow_the_champion_of_mlflows_page(
     both = [scorers[number].score_image(photograph.read_bytes()).score for number in ("1", "2")]
     assert float(text(browser, "score")) == pytest.approx(both[1], abs=1e-3)
     assert abs(both[0] - both[1]) > 0.01  # or the line above says little
-    print(f"the page answered by version 2 {time.monotonic() - begun:.1f} s after the alias was saved")
+
+
+def test_promotion_on_mlflows_page_is_on_record(settings: Settings) -> None:
+    """After the test above; the service enters it."""
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    service.eventually(lambda: "promoted_by" in client.get_model_version(name, "2").tags)
+    assert "outside" in client.get_model_version(name, "2").tags["promoted_by"]
+    service.eventually(lambda: "previous_champion" in client.get_model_version(name, "1").tags)
+    assert registry.former_champion(client, name).version == "1"
 
 
 def health(address: str) -> dict[str, Any]:
