@@ -15,6 +15,29 @@ ROUNDING = 1e-9  # AUCs closer than this are the same
 
 
 @dataclass(frozen=True)
+class Condition:
+    """Something that is asked of a model.
+
+    Attributes:
+        name: what is limited: `gain` and `floor.DATASET` from below, all others from above.
+        limit: the setting of section `gate`.
+        value: what the model has; NaN where it was not measured.
+        holds: whether it is met; what was not measured is left open, and holds.
+        note: more about the value, or why there is none.
+    """
+
+    name: str
+    limit: float
+    value: float
+    holds: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name} {number(self.value)}, limit {self.limit:g}{note}"
+
+
+@dataclass(frozen=True)
 class Verdict:
     """The outcome of a comparison; AUCs are macro means over the test datasets, at video level.
 
@@ -26,6 +49,7 @@ class Verdict:
     challenger: Estimate
     champion: Estimate | None = None
     difference: Estimate | None = None
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def word(self) -> str:
