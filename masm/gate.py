@@ -24,6 +24,7 @@ from masm.evaluation import paired_bootstrap
 from masm.lineage import protocol_hash
 from masm.promotion import Champion, Comparison, Contender, Verdict, estimate_macro_video_auc, judge
 from masm.registry import Lock, Version
+from masm.scores import read_scores
 from masm.scoring import probabilities, score
 from masm.settings import Settings
 
@@ -129,8 +130,7 @@ def scores_of(client: MlflowClient, settings: Settings, version: ModelVersion, b
 def _scores_by(folder: Path, settings: Settings, version: ModelVersion, basis: Basis) -> pd.DataFrame:
     if basis_of(settings, version.tags) == basis:
         with registry.recorded(version, "scores.parquet") as path:
-            scores = pd.read_parquet(path)
-        return scores[scores["model"] == MODEL]
+            return read_scores(path)[MODEL]
     named = f"{version.name} version {version.version}"
     if basis != present_basis(settings):
         raise UserError(f"{named} was judged on other data, which are not those of this workspace: check them out.")
