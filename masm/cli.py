@@ -191,13 +191,14 @@ def _open_scorer(settings: Settings, model: str | None) -> Iterator[Scorer]:
     from masm.data.profile import detector_weights
     from masm.serving.scorer import Scorer
 
-    named = model or f"models:/{settings.mlflow.model}@champion"
+    named, max_pixels = model or f"models:/{settings.mlflow.model}@champion", settings.serving.max_pixels
     if not named.startswith("models:"):
-        yield Scorer(Path(named), detector_weights(settings))
+        yield Scorer(Path(named), detector_weights(settings), max_pixels=max_pixels)
         return
     client = registry.connect(settings.mlflow)
     with TemporaryDirectory() as folder:
-        yield Scorer(registry.download(client, registry.find_version(client, named), Path(folder)))
+        version = registry.find_version(client, named)
+        yield Scorer(registry.download(client, version, Path(folder)), max_pixels=max_pixels)
 
 
 @data_app.command("import")

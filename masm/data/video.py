@@ -170,7 +170,9 @@ class Video:
                 str(self._path), options=self._limits, metadata_errors="ignore"
             )
         except (self._av.FFmpegError, OSError) as error:
-            raise Unusable("unreadable", f"cannot be opened as a video: {error.strerror}") from None
+            refused = isinstance(error, self._av.ArgumentError)
+            reason = f"not of the formats {_CONTAINERS}" if refused else error.strerror
+            raise Unusable("unreadable", f"cannot be opened as a video: {reason}") from None
         # The cover picture of a piece of music is a stream of video too.
         cover = self._av.stream.Disposition.attached_pic
         streams = [stream for stream in self._container.streams.video if not stream.disposition & cover]

@@ -18,7 +18,7 @@ from rich.table import Table
 from masm.data.images import IMAGE_SUFFIXES, ImageError
 from masm.data.importers.layout import VIDEO_SUFFIXES
 from masm.errors import UserError
-from masm.serving.many import ImageTask, Result, Task, VideoTask, score_many
+from masm.serving.many import Result, Task, image_task, score_many, video_task
 from masm.serving.results import VideoResult
 from masm.serving.scorer import FoundFace, Scorer
 
@@ -90,8 +90,8 @@ def score_rows(
 
 def _task(scorer: Scorer, file: Path) -> Task:
     if file.suffix.lower() in IMAGE_SUFFIXES:
-        return ImageTask(lambda: _find_faces(scorer, file))
-    return VideoTask(lambda: scorer.find_frames(file))
+        return image_task(scorer, lambda: _find_faces(scorer, file))
+    return video_task(scorer, lambda: scorer.find_frames(file))
 
 
 def _find_faces(scorer: Scorer, file: Path) -> list[FoundFace]:

@@ -6,10 +6,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from masm.data.images import ImageError
 from masm.serving.results import ImageResult, VideoResult
-from masm.serving.scorer import BATCH_SIZE, FoundFace, FoundFrame, Scorer
+from masm.serving.scorer import BATCH_SIZE, FoundFace, FoundFrame, Outputs, Scorer
 
 AHEAD = 16
 """Images and videos whose faces wait for the detector; a video's are about 5 MB."""
@@ -18,64 +21,73 @@ Result = ImageResult | VideoResult
 
 
 @dataclass(frozen=True)
-class ImageTask:
-    """An image that is to be scored; `find` gives its faces, or raises ImageError with its outcome."""
+class Prepared:
+    """Crops that wait for the detector, and how its outputs for them become a result."""
 
-    find: Callable[[], Sequence[FoundFace]]
-
-
-@dataclass(frozen=True)
-class VideoTask:
-    """A video that is to be scored; `find` gives its face in its frames, or raises ImageError with its outcome."""
-
-    find: Callable[[], Sequence[FoundFrame]]
+    crops: list[np.ndarray]
+    judge: Callable[[Outputs], Result]
 
 
-Task = ImageTask | VideoTask
-_Prepared = tuple[Task, Sequence[FoundFace] | Sequence[FoundFrame] | ImageError]
+Task = Callable[[], Prepared]
+"""One image or video, whose faces are found when it is called."""
+
+
+def image_task(scorer: Scorer, find: Callable[[], Sequence[FoundFace]]) -> Task:
+    """An image; `find` gives its faces, or raises ImageError with its outcome."""
+
+    def prepare() -> Prepared:
+        try:
+            faces = find()
+        except ImageError as error:
+            return _failed(ImageResult(str(error)))
+        return Prepared([face.crop for face in faces], partial(scorer.judge_image, faces))
+
+    return prepare
+
+
+def video_task(scorer: Scorer, find: Callable[[], Sequence[FoundFrame]]) -> Task:
+    """A video; `find` gives its face in its frames, or raises ImageError with its outcome."""
+
+    def prepare() -> Prepared:
+        try:
+            frames = find()
+        except ImageError as error:
+            return _failed(VideoResult(str(error)))
+        return Prepared([frame.crop for frame in frames], partial(scorer.judge_video, frames))
+
+    return prepare
+
+
+def _failed(result: Result) -> Prepared:
+    return Prepared([], lambda _: result)
 
 
 def score_many(scorer: Scorer, tasks: Iterable[Task], shares: bool = False) -> Iterator[Result]:
     """The result of each image and video, in their order; with subspace shares if asked for."""
     with ThreadPoolExecutor() as pool:
-        group: list[_Prepared] = []
+        group: list[Prepared] = []
         for prepared in _ahead(pool, tasks):
             group.append(prepared)
-            if len(group) >= BATCH_SIZE or sum(len(_found(each)) for each in group) >= BATCH_SIZE:
+            if len(group) >= BATCH_SIZE or sum(len(each.crops) for each in group) >= BATCH_SIZE:
                 yield from _judge(scorer, group, shares)
                 group = []
         yield from _judge(scorer, group, shares)
 
 
-def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Task]) -> Iterator[_Prepared]:
-    waiting: deque[Future[_Prepared]] = deque()
+def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Task]) -> Iterator[Prepared]:
+    waiting: deque[Future[Prepared]] = deque()
     for task in tasks:
-        waiting.append(pool.submit(_prepare, task))
+        waiting.append(pool.submit(task))
         if len(waiting) >= AHEAD:
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
 
 
-def _prepare(task: Task) -> _Prepared:
-    try:
-        return task, task.find()
-    except ImageError as error:
-        return task, error
-
-
-def _found(prepared: _Prepared) -> Sequence[FoundFace] | Sequence[FoundFrame]:
-    return () if isinstance(prepared[1], ImageError) else prepared[1]
-
-
-def _judge(scorer: Scorer, group: Sequence[_Prepared], shares: bool) -> Iterator[Result]:
+def _judge(scorer: Scorer, group: Sequence[Prepared], shares: bool) -> Iterator[Result]:
     """The results of some images and videos, whose crops are one batch."""
-    outputs = scorer.outputs([each.crop for prepared in group for each in _found(prepared)], shares)
+    outputs = scorer.outputs([crop for each in group for crop in each.crops], shares)
     end = 0
-    for task, found in group:
-        if isinstance(found, ImageError):
-            yield ImageResult(str(found)) if isinstance(task, ImageTask) else VideoResult(str(found))
-            continue
-        start, end = end, end + len(found)
-        judge = scorer.judge_image if isinstance(task, ImageTask) else scorer.judge_video
-        yield judge(found, outputs.of(slice(start, end)))
+    for each in group:
+        start, end = end, end + len(each.crops)
+        yield each.judge(outputs.of(slice(start, end)))

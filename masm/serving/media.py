@@ -22,10 +22,11 @@ def media_file(text: str, root: Path | None) -> Path:
     base = root.resolve()
     try:
         path = (base / text).resolve()  # with symbolic links followed
-    except (OSError, RuntimeError, ValueError, TypeError):  # a ring of links, a zero byte, no text
+        is_file = path.is_file()
+    except (OSError, RuntimeError, ValueError, TypeError):  # too long, a ring of links, a zero byte, no text
         raise ImageError("not a path") from None
     if ".." in Path(text).parts or not path.is_relative_to(base):
         raise ImageError("a path outside of the folder that files may come from")
-    if not path.is_file():
+    if not is_file:
         raise ImageError("no such file in the folder that files may come from")
     return path

@@ -10,7 +10,6 @@ import base64
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from masm.data.images import IMAGE_SUFFIXES, ImageError
-from masm.serving.many import ImageTask, Result, Task, VideoTask, score_many
+from masm.serving.many import Result, Task, image_task, score_many, video_task
 from masm.serving.media import media_file
 from masm.serving.packaging import INPUTS, OUTPUTS
 from masm.serving.results import FaceScore, FrameResult, ImageResult
-from masm.serving.scorer import FoundFrame, Scorer
+from masm.serving.scorer import FoundFace, FoundFrame, Scorer
 from masm.settings import media_root
 
 
@@ -70,22 +69,28 @@ class DetectorModel(PythonModel):
     def _task(self, row: Mapping[str, Any]) -> Task:
         given = {name: row[name] for name in INPUTS if name in row and not _is_missing(row[name])}
         if len(given) != 1:
-            return ImageTask(partial(_refuse, f"each row has one of {', '.join(INPUTS)}: this one has {len(given)}"))
+            return self._refused(f"each row has one of {', '.join(INPUTS)}: this one has {len(given)}")
         name, value = given.popitem()
         if name == "path":
             return self._task_of_file(value)
         if name == "video":
-            return VideoTask(lambda: self._find_in_video(value))
-        return ImageTask(lambda: self.scorer.find_faces(self.scorer.decode(_image(value))))
+            return video_task(self.scorer, lambda: self._find_in_video(value))
+        return image_task(self.scorer, lambda: self.scorer.find_faces(self.scorer.decode(_image(value))))
 
     def _task_of_file(self, text: str) -> Task:
         try:
             path = media_file(text, media_root())
         except ImageError as error:
-            return ImageTask(partial(_refuse, str(error)))
+            return self._refused(str(error))
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            return ImageTask(lambda: self.scorer.find_faces(self.scorer.decode(path.read_bytes())))
-        return VideoTask(lambda: self.scorer.find_frames(path))
+            return image_task(self.scorer, lambda: self.scorer.find_faces(self.scorer.decode(path.read_bytes())))
+        return video_task(self.scorer, lambda: self.scorer.find_frames(path))
+
+    def _refused(self, outcome: str) -> Task:
+        def find() -> list[FoundFace]:
+            raise ImageError(outcome)
+
+        return image_task(self.scorer, find)
 
     def _find_in_video(self, value: Any) -> list[FoundFrame]:
         with tempfile.NamedTemporaryFile(prefix="masm-") as file:
@@ -101,7 +106,8 @@ def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
             f"none of the columns {', '.join(INPUTS)} is there: send for instance "
             '{"dataframe_records": [{"image": "BASE64"}]}'
         )
-    for row in model_input.to_dict("records"):
+    for values in model_input.to_dict("records"):
+        row = {str(name): value for name, value in values.items()}
         lists = {name: value for name, value in row.items() if isinstance(value, list) and _are_texts(value)}
         if not lists:
             yield row
@@ -110,18 +116,14 @@ def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
 
 
 def _are_texts(values: list[Any]) -> bool:
-    return all(isinstance(value, str) for value in values)
-
-
-def _refuse(outcome: str) -> list[Any]:
-    raise ImageError(outcome)
+    return bool(values) and all(isinstance(value, str) for value in values)
 
 
 def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and np.isnan(value))
 
 
-def _image(value: Any) -> bytes | np.ndarray:
+def _image(value: Any) -> bytes | np.ndarray | list[Any]:
     """A file's bytes, or what should be pixels."""
     return value if isinstance(value, list | np.ndarray) else _file_bytes(value)
 

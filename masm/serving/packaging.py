@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -43,18 +42,19 @@ VIDEO_REQUIREMENT = "av>=18"
 INPUTS = ("image", "video", "path")
 """Columns of a request, one of them in each row."""
 
-_ALWAYS = {"score": DataType.double, "box": Array(DataType.double)}
-_FACE = _ALWAYS | {"probability": DataType.double, "verdict": DataType.string}
-_FRAME = _ALWAYS | {"frame_index": DataType.long}
+_Fields = dict[str, DataType | Array]
+_SCORED: _Fields = {"score": DataType.double, "box": Array(DataType.double)}
+_FACE: _Fields = _SCORED | {"probability": DataType.double, "verdict": DataType.string}
+_FRAME: _Fields = _SCORED | {"frame_index": DataType.long}
 
 
-def _parts(fields: Mapping[str, DataType | Array], **optional: DataType | Array) -> Array:
+def _parts(fields: _Fields, **optional: DataType | Array) -> Array:
     """A list of dictionaries."""
     properties = [Property(name, kind) for name, kind in fields.items()]
     return Array(Object([*properties, *(Property(name, kind, required=False) for name, kind in optional.items())]))
 
 
-OUTPUTS = {
+OUTPUTS: _Fields = {
     "score": DataType.double,
     "probability": DataType.double,
     "verdict": DataType.string,

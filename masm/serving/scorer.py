@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -120,8 +121,8 @@ class Scorer:
             return VideoResult(str(error))
         return self.judge_video(frames, self.outputs([frame.crop for frame in frames], shares, embeddings))
 
-    def decode(self, data: bytes | np.ndarray) -> np.ndarray:
-        """An image as (H, W, 3) uint8 RGB, upright.
+    def decode(self, data: bytes | np.ndarray | list[Any]) -> np.ndarray:
+        """An image as (H, W, 3) uint8 RGB, upright; of a file's bytes, or of an array or nested lists of pixels.
 
         Raises:
             ImageError: it cannot be used; the message is the outcome.

@@ -226,6 +226,9 @@ class TestProfile:
             make_detector(replace(profile, detector_sha256="00"), junk)
 
 
+SLIVERS = [(1, 1), (2, 3), (1, 640), (3000, 1), (1, 2**20), (10, 10), (11, 640), (2000, 40)]
+
+
 class TestDetection:
     def test_largest_face_wins(self, image: np.ndarray) -> None:
         small = Detection(np.float32([0, 0, 5, 5]), None, 0.99)
@@ -240,6 +243,14 @@ class TestDetection:
     def test_nothing_to_find(self, image: np.ndarray, weights: Path) -> None:
         assert find_face(image, YuNetDetector(weights)) is None
         assert find_face(np.full((50, 50, 3), 128, np.uint8), CascadeDetector()) is None
+
+    @pytest.mark.parametrize("shape", SLIVERS)
+    def test_tiny_images_and_strips_have_no_face(self, shape: tuple[int, int]) -> None:
+        assert find_face(np.full((*shape, 3), 128, np.uint8), CascadeDetector()) is None
+
+    @pytest.mark.parametrize("shape", SLIVERS)
+    def test_nor_by_yunet(self, weights: Path, shape: tuple[int, int]) -> None:
+        assert find_face(np.full((*shape, 3), 128, np.uint8), YuNetDetector(weights)) is None
 
     def test_yunet_on_photographs(self, shared: Path, weights: Path) -> None:
         detector = make_detector(make_profile("yunet", 96, 1.3, weights), weights)

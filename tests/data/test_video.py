@@ -214,13 +214,13 @@ class TestDamage:
             Video(path)
 
     def test_sound_alone(self, tmp_path: Path) -> None:
-        with av.open(str(tmp_path / "a.wav"), "w") as container:
+        with av.open(str(tmp_path / "a.mov"), "w") as container:
             stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
             sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), "s16", "mono")
             sound.sample_rate = 8000
             container.mux(stream.encode(sound))
         with pytest.raises(Unusable, match="no video in the file"):
-            Video(tmp_path / "a.wav")
+            Video(tmp_path / "a.mov")
 
     def test_without_pyav_videos_are_refused_and_pictures_read(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -241,14 +241,14 @@ class TestLimits:
 
     def test_frames_that_grow_later_are_not_decoded(self, tmp_path: Path) -> None:
         parts = [write_video(tmp_path / f"{side}.h264", numbered(5, side, side)) for side in (96, 320)]
-        (tmp_path / "both.h264").write_bytes(b"".join(part.read_bytes() for part in parts))
-        shapes = [getattr(image, "shape", None) for _, image in Video(tmp_path / "both.h264").read(range(10))]
-        assert (320, 320, 3) in shapes
-        limited = [
-            getattr(image, "shape", None) for _, image in Video(tmp_path / "both.h264", 96 * 96).read(range(10))
-        ]
-        assert (96, 96, 3) in limited
-        assert (320, 320, 3) not in limited
+        path = tmp_path / "both.h264"
+        path.write_bytes(b"".join(part.read_bytes() for part in parts))
+        shapes, limited = (
+            {getattr(image, "shape", None) for _, image in video.read(range(10))}
+            for video in (Video(path), Video(path, 96 * 96))
+        )
+        assert shapes == {(96, 96, 3), (320, 320, 3)}
+        assert limited == {(96, 96, 3), None}
 
     @pytest.mark.parametrize("kind", ["m3u8", "ffconcat"])
     def test_a_playlist_does_not_open_the_files_that_it_names(self, tmp_path: Path, kind: str) -> None:
@@ -260,7 +260,7 @@ class TestLimits:
         path = tmp_path / f"upload.{kind}"
         path.write_text(texts[kind])
         assert len(decode_all(path)) == 5  # FFmpeg would, or this test could not fail
-        with pytest.raises(Unusable, match="cannot be opened as a video"):
+        with pytest.raises(Unusable, match="cannot be opened as a video: not of the formats mov,mp4,"):
             Video(path)
 
 

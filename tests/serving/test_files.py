@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,7 +18,7 @@ from masm.data.faces import CropProfile
 from masm.data.procedural import draw_face
 from masm.errors import UserError
 from masm.serving.files import SCHEMA, check_out, find_media, score_rows, table_of, write_rows
-from masm.serving.many import ImageTask, Result, score_many
+from masm.serving.many import Result, image_task, score_many
 from masm.serving.results import ImageResult
 from masm.serving.scorer import BATCH_SIZE, Scorer
 from pipelines import promote
@@ -132,7 +133,7 @@ def test_few_wait_for_the_detector(scorer: Scorer) -> None:
         began.append(number)
         return []
 
-    results = score_many(scorer, (ImageTask(lambda number=number: find(number)) for number in range(500)))
+    results = score_many(scorer, (image_task(scorer, partial(find, number)) for number in range(500)))
     assert next(results) == ImageResult("no face")
     assert len(began) <= 3 * BATCH_SIZE
     assert len(list(results)) == 499

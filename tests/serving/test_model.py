@@ -42,6 +42,7 @@ from tests.serving.workspace import (
     ROOT,
     SIZE,
     make_workspace,
+    moved_detector,
     own_address,
     random_crop,
     save,
@@ -75,9 +76,11 @@ def encode(*images: bytes) -> pd.DataFrame:
     return pd.DataFrame({"image": [base64.b64encode(image).decode() for image in images]})
 
 
-def logged_model(folder: Path, profile: CropProfile, weights: Path | None) -> PyFuncModel:
+def logged_model(
+    folder: Path, profile: CropProfile, weights: Path | None, detector: Detector | None = None
+) -> PyFuncModel:
     """A tiny detector with this crop profile, logged and loaded again."""
-    save(tiny_detector(1), folder / "detector", profile)
+    save(detector or tiny_detector(1), folder / "detector", profile)
     with mlflow.start_run():
         info = log_model(ModelFiles(folder / "detector", weights, random_crop(0)))
     return mlflow.pyfunc.load_model(info.model_uri)
@@ -157,7 +160,7 @@ def test_a_row_has_one_of_the_columns(settings: Settings) -> None:
 
 
 def test_every_face_of_a_photograph_is_answered_with_its_box(tmp_path: Path) -> None:
-    model = logged_model(tmp_path, CropProfile("cascade", SIZE, 1.3, None), None)
+    model = logged_model(tmp_path, CropProfile("cascade", SIZE, 1.3, None), None, moved_detector(1))
     image = scene({(40, 60): draw_face(0, 0, 0, 180).image, (330, 30): draw_face(0, 1, 0, 260).image})
     answer = model.predict(pd.DataFrame({"image": [image]}), params={"shares": True})
     expected = Scorer(tmp_path / "detector").score_image(image, shares=True)
@@ -280,7 +283,7 @@ def need(text):
 
 for line in required:
     need(line)
-names = {name for name, _ in installed}
+names = {"masm", *(name for name, _ in installed)}
 owners = packages_distributions()
 
 class OnlyRequired:
@@ -292,7 +295,7 @@ class OnlyRequired:
 sys.meta_path.insert(0, OnlyRequired())
 import importlib.util, mlflow, pandas
 assert importlib.util.find_spec("masm") is None
-for module in ("ray", "kornia", "dvc", "fastapi"):
+for module in ("ray", "kornia", "dvc", "great_expectations"):
     try:
         __import__(module)
     except ModuleNotFoundError:

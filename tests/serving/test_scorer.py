@@ -19,7 +19,7 @@ from masm.detector import Detector
 from masm.errors import UserError
 from masm.serving.scorer import Scorer
 from tests.data.videos import numbered, people, scene, write_video
-from tests.serving.workspace import DECISIONS, SIZE, random_crop, save, tiny_detector
+from tests.serving.workspace import DECISIONS, SIZE, moved_detector, random_crop, save, tiny_detector
 
 CASCADE = CropProfile("cascade", SIZE, 1.3, None, frames=8)
 
@@ -154,13 +154,23 @@ def test_threads_share_a_scorer(cascade: Scorer) -> None:
             )
 
 
-def test_shares_are_those_of_the_detector(given: Scorer) -> None:
-    image = decode_image(random_crop(2))
-    face = given.score_image(image, shares=True).faces[0]
-    detector = Detector.load(given.folder).eval()
-    expected = detector.subspace_shares(torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255)
-    assert face.shares == pytest.approx(expected[0].tolist(), abs=1e-5)
-    assert given.score_image(image).faces[0].shares is None
+def test_shares_are_those_of_the_detector(tmp_path: Path, given: Scorer) -> None:
+    save(moved_detector(1), tmp_path / "detector")
+    scorer, image = Scorer(tmp_path / "detector"), decode_image(random_crop(2))
+    crops = np.stack([decode_image(random_crop(2, index)) for index in range(40)])
+    detector = Detector.load(tmp_path / "detector").eval()
+    expected = detector.subspace_shares(torch.from_numpy(crops).permute(0, 3, 1, 2).float() / 255)
+    np.testing.assert_allclose(expected.abs().sum(dim=1), 1, atol=1e-5)
+    np.testing.assert_allclose(scorer.shares(crops), expected, atol=1e-3)
+    face = scorer.score_image(image, shares=True).faces[0]
+    np.testing.assert_allclose([face.shares], scorer.shares(np.stack([image])), atol=1e-6)
+    assert scorer.score_image(image).faces[0].shares is None
+    assert given.score_image(image, shares=True).faces[0].shares == (0, 0)  # nothing was learnt
+
+
+def test_a_method_without_subspaces_has_no_shares(tmp_path: Path) -> None:
+    save(tiny_detector(1).merged(), tmp_path / "detector")
+    assert Scorer(tmp_path / "detector").score_image(random_crop(2), shares=True).faces[0].shares == ()
 
 
 def test_yunet_of_the_models_folder_finds_faces(shared: Path, tmp_path: Path) -> None:

@@ -53,6 +53,17 @@ def tiny_detector(seed: int) -> Detector:
     return Detector.build(backbone, AdapterSettings("masm", 2, 2, "interleaved", ("q", "v")), seed)
 
 
+def moved_detector(seed: int) -> Detector:
+    """`tiny_detector`, each of whose artifact subspaces has moved, as in training."""
+    detector = tiny_detector(seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for layer in detector.layers.values():
+            for factors in layer.pieces():
+                factors += 0.1 * torch.randn(factors.shape, generator=generator)
+    return detector
+
+
 def save(detector: Detector, folder: Path, profile: CropProfile = PROFILE) -> None:
     """Write the detector folder as the stage `train` does."""
     decisions = {level: decision.card() for level, decision in DECISIONS.items()}
