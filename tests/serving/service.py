@@ -85,7 +85,8 @@ def started(settings: Settings, environment: Mapping[str, str] | None = None) ->
 
     It has to end by itself, and with 0, when it is interrupted.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    own = ("MLFLOW_TRACKING_URI", "MASM_MEDIA_ROOT", "RAY_ADDRESS", "RAY_AUTH_MODE")
+    kept = {name: value for name, value in os.environ.items() if name not in own}
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, "serve", "--params", str(settings.root / "params.yaml")],
         cwd=ROOT,
