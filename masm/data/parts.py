@@ -13,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from masm.data.distort import CLEAN, LEVELS, distort, distort_video
 from masm.data.stored import StoredImages, decode, shard_images
-from masm.data.table import read_rows, read_shards, table_shards
+from masm.data.table import read_rows, read_shards, shard_lengths, table_shards
 from masm.settings import Robustness, Settings
 
 PART_ROWS = 2048
@@ -117,8 +116,7 @@ def plan(settings: Settings, datasets: Sequence[str], distorted: bool = False) -
 def _stored_parts(settings: Settings, dataset: str) -> Iterator[Part]:
     batch = settings.evaluate.batch_size
     step = max(1, PART_ROWS // batch) * batch
-    for shard, path in enumerate(table_shards(settings.table(dataset))):
-        count = pq.read_metadata(path).num_rows
+    for shard, count in enumerate(shard_lengths(settings.table(dataset))):
         for first in range(0, count, step):
             yield Part(dataset, shard, range(first, min(first + step, count)))
 

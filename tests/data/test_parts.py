@@ -57,6 +57,16 @@ def test_rows_of_a_shard_come_in_the_order_asked_for(settings: Settings) -> None
         read_rows(shard, [10_000], ["sample_id"])
 
 
+def test_damaged_and_former_tables_are_refused(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "SCHEMA_VERSION", table.SCHEMA_VERSION + 1)
+    with pytest.raises(UserError, match=r"judge has schema version .*: ingest it anew"):
+        plan(settings, ["judge"])
+    monkeypatch.undo()
+    table_shards(settings.table("judge"))[1].write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"judge is damaged .*: `dvc checkout` brings the stored one back"):
+        plan(settings, ["judge"])
+
+
 def test_parts_hold_every_row_once_and_in_order(settings: Settings) -> None:
     parts = plan(settings, ["judge"])
     assert {(part.distortion, part.level) for part in parts} == {(CLEAN, 0)}
