@@ -29,6 +29,9 @@ DETECTION_SIDE = 640
 LEAST_SIDE = 10
 """Shorter side, in pixels, of an image in which faces are sought; YuNet's smallest face is as large."""
 
+YUNET_LEAST_SIDE = 33
+"""Of an image with a shorter side OpenCV 4.14's YuNet gives boxes out of the blue, infinite ones among them."""
+
 SURROUNDINGS = 2.0
 """Side of the square that `prepare_photograph` keeps, over the longer side of the face box."""
 
@@ -166,9 +169,10 @@ class YuNetDetector:
         if not _can_hold_face(image):
             return []
         small, scale = _shrink(image, DETECTION_SIDE)
+        small = _enlarge(small, YUNET_LEAST_SIDE)
         self._network.setInputSize((small.shape[1], small.shape[0]))
         _, rows = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        found = np.empty((0, 15), np.float32) if rows is None else _in_the_picture(rows, small.shape)
+        found = np.empty((0, 15), np.float32) if rows is None else rows
         return [Detection(row[:4] / scale, row[4:14].reshape(5, 2) / scale, float(row[14])) for row in found]
 
 
@@ -355,12 +359,10 @@ def _square(box: np.ndarray, margin: float, move: Jitter) -> tuple[int, int, int
     return round(centre_x - scaled / 2), round(centre_y - scaled / 2), max(round(scaled), 1)
 
 
-def _in_the_picture(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Those of YuNet's rows (n, 15) that can be faces: of slivers it gives infinite boxes, and boxes far away."""
-    rows = rows[np.isfinite(rows).all(axis=1)]
-    near, sides, size = rows[:, :2], rows[:, 2:4], np.array([shape[1], shape[0]])
-    seen = (near < size) & (near + sides > 0) & (sides > 0) & (sides < 4 * size.max())
-    return rows[seen.all(axis=1)]
+def _enlarge(image: np.ndarray, least: int) -> np.ndarray:
+    """Repeat the last row and column until no side is shorter than `least`."""
+    below, right = (max(least - side, 0) for side in image.shape[:2])
+    return cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REPLICATE) if below or right else image
 
 
 def _can_hold_face(image: np.ndarray) -> bool:

@@ -226,7 +226,7 @@ class TestProfile:
             make_detector(replace(profile, detector_sha256="00"), junk)
 
 
-SLIVERS = [(1, 1), (2, 3), (1, 640), (3000, 1), (1, 2**20), (10, 10), (11, 640), (2000, 40)]
+SLIVERS = [(1, 1), (2, 3), (1, 640), (3000, 1), (1, 2**20), (10, 10), (11, 640), (12, 100), (24, 64), (32, 320)]
 
 
 class TestDetection:

@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.pyfunc import PyFuncModel
+from packaging.requirements import Requirement
 
 from masm import registry
 from masm.data.faces import CropProfile, YuNetDetector, crop, find_face, make_profile
@@ -39,7 +41,6 @@ from tests.data.videos import decode_all, numbered, scene, write_video
 from tests.serving.workspace import (
     DECISIONS,
     PROFILE,
-    ROOT,
     SIZE,
     make_workspace,
     moved_detector,
@@ -255,68 +256,58 @@ def test_model_is_code_and_safetensors_without_pickle(settings: Settings) -> Non
     assert all("==" in line and "+" not in line for line in requirements)
 
 
-ELSEWHERE = """
-import sys
-root, uri, image, video, *required = sys.argv[1:]
-sys.path = [entry for entry in sys.path if entry not in ("", root)]
-sys.meta_path = [finder for finder in sys.meta_path if "editable" not in str(finder)]
+def only(requirements: list[str], folder: Path) -> Path:
+    """Fill a folder with links to the installed packages that some requirements bring, and to no others."""
+    for name in needed(requirements, set()):
+        package = distribution(name)
+        tops = {file.parts[0] for file in package.files or ()} - {"..", "__pycache__"}
+        for top in sorted(tops):
+            if not (folder / top).exists():
+                (folder / top).symlink_to(package.locate_file(top))
+    return folder
 
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-installed = {}
-def need(text):
-    requirement = Requirement(text)
-    name = canonicalize_name(requirement.name)
-    for extra in {"", *requirement.extras}:
-        if (name, extra) in installed:
-            continue
+def needed(requirements: list[str], known: set[str]) -> set[str]:
+    """The installed distributions that these requirements name, and all that those require."""
+    for requirement in map(Requirement, requirements):
+        extras = ["", *requirement.extras]
+        keys = {f"{requirement.name}[{extra}]" for extra in extras}
         try:
-            installed[name, extra] = requires(name) or []
+            own = [Requirement(text) for text in distribution(requirement.name).requires or ()]
         except PackageNotFoundError:
-            return
-        for other in installed[name, extra]:
-            marker = Requirement(other).marker
-            if marker is None or marker.evaluate({"extra": extra}):
-                need(other)
+            continue  # an extra's, that is not installed
+        if keys <= known:
+            continue
+        known |= keys
+        wanted = [
+            str(each) for each in own if not each.marker or any(each.marker.evaluate({"extra": e}) for e in extras)
+        ]
+        needed([text.partition(";")[0] for text in wanted], known)
+    return {key.partition("[")[0] for key in known}
 
-for line in required:
-    need(line)
-names = {"masm", *(name for name, _ in installed)}
-owners = packages_distributions()
 
-class OnlyRequired:
-    def find_spec(self, module, path=None, target=None):
-        own = owners.get(module.partition(".")[0])
-        if own and not names & set(map(canonicalize_name, own)):
-            raise ModuleNotFoundError(f"{module} is not required", name=module)
-
-sys.meta_path.insert(0, OnlyRequired())
-import importlib.util, mlflow, pandas
-assert importlib.util.find_spec("masm") is None
-for module in ("ray", "kornia", "dvc", "great_expectations"):
-    try:
-        __import__(module)
-    except ModuleNotFoundError:
-        continue
-    raise AssertionError(f"{module} could be imported: the test would prove nothing")
+ELSEWHERE = """
+import importlib.util, sys
+import mlflow, pandas
+for module in ("masm", "ray", "kornia", "dvc", "great_expectations", "pytest"):
+    assert importlib.util.find_spec(module) is None, module
+uri, image, video = sys.argv[1:]
 model = mlflow.pyfunc.load_model(uri)
 answer = model.predict(pandas.DataFrame([{"image": image}, {"video": video}]), params={"shares": True})
 import masm
 print(masm.__file__, *answer["score"])
 """
-"""Loads a model where only its requirements and what they require can be imported, and no masm but its own."""
 
 
 @pytest.mark.slow
 def test_model_brings_its_own_masm_and_needs_its_requirements_alone(settings: Settings, tmp_path: Path) -> None:
     requirements = Path(mlflow.artifacts.download_artifacts(f"{champion_uri(settings)}/requirements.txt"))
+    (tmp_path / "site").mkdir()
+    site = only(requirements.read_text().split(), tmp_path / "site")
     video = write_video(tmp_path / "a.mp4", numbered(3)).read_bytes()
     media = [base64.b64encode(data).decode() for data in (random_crop(1), video)]
-    arguments = [str(ROOT), champion_uri(settings), *media, *requirements.read_text().split()]
-    environment = {**_environment(settings), **NO_PICKLE}
-    command = [sys.executable, "-P", "-c", ELSEWHERE, *arguments]
+    environment = {**_environment(settings), **NO_PICKLE, "PYTHONPATH": str(site)}
+    command = [sys.executable, "-S", "-P", "-c", ELSEWHERE, champion_uri(settings), *media]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     where, score, of_video = done.stdout.split()[-3:]
