@@ -26,7 +26,7 @@ from masm.data.faces import CropProfile
 from masm.detector import Detector
 from masm.settings import Settings
 from tests.benchmarks.output import Figures, show
-from tests.serving.service import Load, configure, free_port, make_settings, register, set_champion, started
+from tests.serving.service import Load, configure, make_settings, register, set_champion, started
 from tests.serving.workspace import own_address
 
 MODEL = "vit_base_patch16_224"
@@ -127,7 +127,7 @@ def main(
     """Register two versions, serve one, measure, and move the alias to the other."""
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder, own_address():
-        settings = configure(make_settings(Path(folder)), port=free_port(), batch_size=batch)
+        settings = configure(make_settings(Path(folder)), batch_size=batch)
         for seed in (1, 2):
             register(settings, make_detector(seed), Path(folder, f"detector{seed}"), PROFILE)
         set_champion(settings, "1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ SERVE = "from masm.cli import main; main()"
 
 def make_registry(folder: Path, *detectors: Detector, **serving: Any) -> Settings:
     """An MLflow that holds these detectors as versions 1, 2, ...; version 1 is champion."""
-    settings = configure(make_settings(folder), port=free_port(), poll_seconds=0.5, **serving)
+    settings = configure(make_settings(folder), poll_seconds=0.5, **serving)
     for number, detector in enumerate(detectors, 1):
         register(settings, detector, folder / f"detector{number}")
     set_champion(settings, "1")
@@ -74,9 +75,12 @@ def set_champion(settings: Settings, version: str) -> MlflowClient:
 
 
 def free_port() -> int:
-    """A port of the loopback address that nobody listens at."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """A port of the loopback address that nobody listens at, below those that the system hands out by itself."""
+    for _ in range(100):
+        port = random.randrange(20_000, 30_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no port is free")
 
 
 @contextmanager
@@ -86,6 +90,7 @@ def started(settings: Settings, environment: Mapping[str, str] | None = None) ->
     It has to end by itself, and with 0, when it is interrupted.
     """
     own = ("MLFLOW_TRACKING_URI", "MASM_MEDIA_ROOT", "RAY_ADDRESS", "RAY_AUTH_MODE")
+    settings = configure(settings, port=free_port())
     kept = {name: value for name, value in os.environ.items() if name not in own}
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, "serve", "--params", str(settings.root / "params.yaml")],

@@ -287,12 +287,12 @@ def test_page_is_one_file_that_loads_nothing(client: httpx.Client) -> None:
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
-def test_ray_lets_nobody_in(settings: Settings, client: httpx.Client) -> None:
+def test_ray_lets_nobody_in(client: httpx.Client) -> None:
     """The dashboard is closed, and Ray's agent takes no job without its token."""
     own = {process.pid for process in psutil.Process().children(recursive=True)}
     connections = [each for each in psutil.net_connections("tcp") if each.pid in own]
     listening = {(each.laddr.ip, each.laddr.port) for each in connections if each.status == psutil.CONN_LISTEN}
-    assert [ip for ip, port in listening if port == settings.serving.port] == ["127.0.0.1"]
+    assert [ip for ip, port in listening if port == client.base_url.port] == ["127.0.0.1"]
     assert not [port for _, port in listening if port == 8265]
     agents = [f"http://{ip}:{port}" for ip, port in listening if port == 52365]
     for agent in agents:
