@@ -212,7 +212,7 @@ def test_media_root_is_seen_from_the_file_and_the_environment_goes_before_it(
 
 
 def test_a_key_belongs_into_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="serving.api_key: unknown setting"):
+    with pytest.raises(UserError, match=r"serving\.api_key: unknown setting"):
         load_settings(write(tmp_path, {"serving.api_key": "secret"}))
     monkeypatch.setenv("MASM_API_KEY", "")
     assert api_key() is None

@@ -168,7 +168,7 @@ class YuNetDetector:
         small, scale = _shrink(image, DETECTION_SIDE)
         self._network.setInputSize((small.shape[1], small.shape[0]))
         _, rows = self._network.detect(cv2.cvtColor(small, cv2.COLOR_RGB2BGR))
-        found = np.empty((0, 15), np.float32) if rows is None else rows
+        found = np.empty((0, 15), np.float32) if rows is None else _in_the_picture(rows, small.shape)
         return [Detection(row[:4] / scale, row[4:14].reshape(5, 2) / scale, float(row[14])) for row in found]
 
 
@@ -355,8 +355,16 @@ def _square(box: np.ndarray, margin: float, move: Jitter) -> tuple[int, int, int
     return round(centre_x - scaled / 2), round(centre_y - scaled / 2), max(round(scaled), 1)
 
 
+def _in_the_picture(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Those of YuNet's rows (n, 15) that can be faces: of slivers it gives infinite boxes, and boxes far away."""
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    near, sides, size = rows[:, :2], rows[:, 2:4], np.array([shape[1], shape[0]])
+    seen = (near < size) & (near + sides > 0) & (sides > 0) & (sides < 4 * size.max())
+    return rows[seen.all(axis=1)]
+
+
 def _can_hold_face(image: np.ndarray) -> bool:
-    """Whether enough is left of the shorter side at `DETECTION_SIDE`; of strips YuNet gives boxes out of the blue."""
+    """Whether enough is left of the shorter side at `DETECTION_SIDE`."""
     shorter, longer = sorted(image.shape[:2])
     return shorter * min(1.0, DETECTION_SIDE / longer) >= LEAST_SIDE
 

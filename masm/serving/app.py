@@ -25,55 +25,23 @@ from masm.cluster import connected
 from masm.data.images import ImageError
 from masm.errors import UserError
 from masm.serving.follower import Follower, Served
-from masm.serving.limits import RateLimit
 from masm.serving.results import NO_FACE, OK, ImageResult, VideoResult
 from masm.serving.scorer import Outputs, Scorer
-from masm.serving.telemetry import Telemetry
+from masm.serving.shared import Shared
 from masm.serving.uploads import find_faces, find_frames
 from masm.serving.web import build_app
 from masm.settings import Settings
 
 Result = TypeVar("Result")
 
+APPLICATION = "masm"
+QUIET = {"enable_access_log": False}
 IN_FLIGHT = 128
 """Requests that a replica has at a time; others wait in the proxy."""
 PATIENCE = 300.0
 """Seconds that a request may take, with its upload."""
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """A server that is away is asked again by the next poll, not for four minutes by one."""
-
-
-class Shared:
-    """What the replicas have in common, as an actor: the rate limit and the counts."""
-
-    def __init__(self, requests_per_minute: int | None) -> None:
-        self._limit, self._telemetry = RateLimit(requests_per_minute), Telemetry()
-        self._news: list[str] = []
-
-    def waiting_time(self, client: str) -> float:
-        """See `RateLimit.admit`."""
-        return self._limit.admit(client)
-
-    def tell(self, line: str) -> None:
-        """Say something to the operator."""
-        self._news.append(line)
-
-    def news(self) -> list[str]:
-        """What was told since the last call."""
-        told, self._news = self._news, []
-        return told
-
-    def count(self, what: str, *values: Any) -> None:
-        """Call a method of `Telemetry`."""
-        getattr(self._telemetry, what)(*values)
-
-    def versions(self) -> dict[str, str]:
-        """See `Telemetry.versions`."""
-        return self._telemetry.versions()
-
-    def exposition(self) -> bytes:
-        """See `Telemetry.exposition`."""
-        return self._telemetry.exposition()
 
 
 class Swaps:
@@ -202,26 +170,34 @@ def running(settings: Settings, uri: str, key: str | None) -> Iterator[tuple[str
     with connected(settings.ray, serving.replicas):
         shared = ray.remote(Shared).options(num_cpus=0, max_restarts=-1).remote(serving.requests_per_minute)
         options = {"host": serving.host, "port": serving.port, "request_timeout_s": PATIENCE}
-        serve.start(proxy_location="HeadOnly", http_options=options)
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=QUIET)
         replica = serve.deployment(serve.ingress()(Service)).options(
             num_replicas=serving.replicas,
             max_ongoing_requests=IN_FLIGHT,
             graceful_shutdown_timeout_s=10,
             ray_actor_options=_resources(serving.replicas),
-            logging_config={"enable_access_log": False},
+            logging_config=QUIET,
         )
         try:
             _deploy(replica.bind(settings, uri, shared, key))
             yield f"http://{serving.host}:{serving.port}", shared
         finally:
-            serve.shutdown()
+            _end(settings.ray.address)
 
 
 def _deploy(application: serve.Application) -> None:
     try:
-        serve.run(application, name="masm", route_prefix="/")
+        serve.run(application, name=APPLICATION, route_prefix="/")
     except RuntimeError as error:  # a replica does not come up
         raise UserError(f"the service does not start: {error}") from None
+
+
+def _end(cluster: str | None) -> None:
+    """Take the service away; on a cluster others' applications stay."""
+    if cluster is None:
+        serve.shutdown()
+    else:
+        serve.delete(APPLICATION)
 
 
 def _resources(replicas: int) -> dict[str, Any]:

@@ -87,7 +87,7 @@ async def _body(request: Request, wanted: str) -> bytes:
 async def _files(request: Request, most: int, wanted: str) -> AsyncIterator[list[UploadFile]]:
     """The files of a form; a broken form raises 400 by itself."""
     async with request.form(max_files=most, max_fields=0) as form:
-        files = [value for value in form.values() if isinstance(value, UploadFile)]
+        files = [value for _, value in form.multi_items() if isinstance(value, UploadFile)]
         if not files:
             raise HTTPException(400, f"the form holds no file: {wanted}.")
         yield files

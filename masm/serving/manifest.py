@@ -64,5 +64,6 @@ def _check(folder: Path, name: str, expected: str, model: str) -> None:
 
 
 def _files(folder: Path) -> set[str]:
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    return found - {MANIFEST, OF_A_DOWNLOAD}
+    found = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    sources = {path.as_posix() for path in found if "__pycache__" not in path.parts}  # downloads go without it
+    return sources - {MANIFEST, OF_A_DOWNLOAD}

@@ -85,7 +85,8 @@ def started(settings: Settings, environment: Mapping[str, str] | None = None) ->
 
     It has to end by itself, and with 0, when it is interrupted.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "RAY_ADDRESS")}
+    own = ("MLFLOW_TRACKING_URI", "MASM_MEDIA_ROOT", "RAY_ADDRESS", "RAY_AUTH_MODE")
+    kept = {name: value for name, value in os.environ.items() if name not in own}
     process = subprocess.Popen(
         [sys.executable, "-c", SERVE, "serve", "--params", str(settings.root / "params.yaml")],
         cwd=ROOT,
@@ -108,8 +109,11 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
     while time.monotonic() < end:
         assert process.poll() is None, "masm serve ended"
         try:
-            if httpx.get(f"{address}/healthz", timeout=5).status_code == 200:
+            answer = httpx.get(f"{address}/healthz", timeout=5)
+            if answer.status_code == 200:
                 return
+            refused = answer.headers["content-type"] == "application/json" and answer.json()["refused"]
+            assert not refused, refused
         except httpx.TransportError:
             pass
         time.sleep(0.5)

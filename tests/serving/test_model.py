@@ -295,7 +295,7 @@ class OnlyRequired:
 sys.meta_path.insert(0, OnlyRequired())
 import importlib.util, mlflow, pandas
 assert importlib.util.find_spec("masm") is None
-for module in ("ray", "kornia", "dvc", "fastapi"):
+for module in ("ray", "kornia", "dvc", "great_expectations"):
     try:
         __import__(module)
     except ModuleNotFoundError:

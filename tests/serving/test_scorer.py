@@ -163,7 +163,7 @@ def test_shares_are_those_of_the_detector(tmp_path: Path, given: Scorer) -> None
     np.testing.assert_allclose(expected.abs().sum(dim=1), 1, atol=1e-5)
     np.testing.assert_allclose(scorer.shares(crops), expected, atol=1e-3)
     face = scorer.score_image(image, shares=True).faces[0]
-    np.testing.assert_allclose([face.shares], scorer.shares(image[None]), atol=1e-6)
+    np.testing.assert_allclose([face.shares], scorer.shares(np.stack([image])), atol=1e-6)
     assert scorer.score_image(image).faces[0].shares is None
     assert given.score_image(image, shares=True).faces[0].shares == (0, 0)  # nothing was learnt
 

@@ -1,0 +1,41 @@
+"""What the replicas of the service have in common; without torch, as it is a process of its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from masm.serving.limits import RateLimit
+from masm.serving.telemetry import Telemetry
+
+
+class Shared:
+    """What the replicas have in common, as an actor: the rate limit and the counts."""
+
+    def __init__(self, requests_per_minute: int | None) -> None:
+        self._limit, self._telemetry = RateLimit(requests_per_minute), Telemetry()
+        self._news: list[str] = []
+
+    def waiting_time(self, client: str) -> float:
+        """See `RateLimit.admit`."""
+        return self._limit.admit(client)
+
+    def tell(self, line: str) -> None:
+        """Say something to the operator."""
+        self._news.append(line)
+
+    def news(self) -> list[str]:
+        """What was told since the last call."""
+        told, self._news = self._news, []
+        return told
+
+    def count(self, what: str, *values: Any) -> None:
+        """Call a method of `Telemetry`."""
+        getattr(self._telemetry, what)(*values)
+
+    def versions(self) -> dict[str, str]:
+        """See `Telemetry.versions`."""
+        return self._telemetry.versions()
+
+    def exposition(self) -> bytes:
+        """See `Telemetry.exposition`."""
+        return self._telemetry.exposition()
