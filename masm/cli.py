@@ -6,24 +6,27 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from masm.console import exit_codes
-from masm.errors import UserError
+from masm.errors import CheckFailed, UserError
 from masm.settings import Role, Settings, api_key, load_settings
 
 if TYPE_CHECKING:
     from masm.backbones.inspection import Inspection
     from masm.data.importing import Imported
+    from masm.drift import Comparison, Reference
+    from masm.monitoring import Batch
+    from masm.reproduction import Difference
     from masm.serving.scorer import Scorer
 
 app = typer.Typer(help="Train, search, compare, promote and serve face-forgery detectors.", no_args_is_help=True)
@@ -41,6 +44,7 @@ FOLDER_SUMMARY = (
 
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="The workspace's params.yaml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -132,6 +136,91 @@ def serve(
     run(settings, uri, api_key(), lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="A detector's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    out: Annotated[Path, typer.Option(help="The file to write: *.onnx or *.pt2.")],
+    form: Annotated[str, typer.Option("--format", help="onnx, or torch for torch.export's .pt2.")] = "onnx",
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Write a detector as one file for other programs, once that gives the same logits.
+
+    It takes images (B, 3, S, S), RGB in [0, 1], any B, and gives logits (B,), positive for fake.
+    """
+    from masm.detector import Detector
+    from masm.exporting import FORMATS, describe
+    from masm.exporting import export as write
+
+    if form not in FORMATS:
+        raise UserError(f"there is no format {form!r}: choose {' or '.join(FORMATS)}.")
+    settings = load_settings(params)
+    with _detector_folder(settings, model) as folder:
+        detector = Detector.load(folder, merged=True)
+    difference = write(detector, out, form)
+    size = describe(detector)["input"]["shape"][-1]
+    Console().print(f"{out}: {size} px, logits as the detector's to {difference:.1e}", markup=False, highlight=False)
+
+
+@app.command()
+def lineage(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Show what a registered model came from: data, code, settings, environment and run."""
+    from masm import registry
+    from masm.provenance import describe, trace
+
+    client = registry.connect(load_settings(params).mlflow)
+    chain = trace(client, registry.find_version(client, model))
+    if as_json:
+        typer.echo(json.dumps(chain, indent=2))
+        return
+    for what, was in describe(chain):
+        typer.echo(f"{what:<16}{was}")
+
+
+@app.command()
+def reproduce(
+    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    out: Annotated[Path | None, typer.Option(help="A folder to do it in, which stays; else a temporary one.")] = None,
+    tolerance: Annotated[float, typer.Option(min=0, help="By how much a metric may differ.")] = 1e-6,
+    keep_search: Annotated[bool, typer.Option("--keep-search", help="Take the search's outcome from DVC.")] = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Make a registered model again from its code, settings and data, and compare its metrics.
+
+    The registry is not touched. Exit code 1 where a metric differs.
+    """
+    from masm import registry
+    from masm.reproduction import differences, in_folder, read_record
+    from masm.reproduction import reproduce as make_again
+
+    settings = load_settings(params)
+    recorded = read_record(registry.find_version(registry.connect(settings.mlflow), model))
+    with in_folder(out) as folder:
+        found = make_again(settings, recorded, folder, keep_search)
+    if differing := differences(recorded.metrics, found, tolerance):
+        _print_differences(differing, recorded.environment)
+        count = f"{len(differing)} of {len(recorded.metrics)} metrics"
+        raise CheckFailed(f"{count} of {model} differ by more than {tolerance:g} when it is made again.")
+    typer.echo(f"{model}: all {len(found)} metrics agree to {tolerance:g}")
+
+
+def _print_differences(differing: list[Difference], recorded: tuple[str, ...]) -> None:
+    """The metrics that differ, and what of the environment does."""
+    from masm.lineage import environment
+    from masm.reproduction import changed_packages
+
+    table = Table("metric", "recorded", "made again")
+    for row in differing:
+        sides = (row.recorded, row.reproduced)
+        table.add_row(row.name, *("absent" if side is None else f"{side:.9g}" for side in sides))
+    Console().print(table)
+    if changed := changed_packages(recorded, environment()):
+        Console().print(f"The environment differs: {', '.join(changed)}", markup=False, highlight=False)
+
+
 def _detector_folder(settings: Settings, model: str | None) -> AbstractContextManager[Path]:
     """Where a detector lies: the workspace's own, a folder, or a copy of a registered one."""
     if model is None or not model.startswith("models:"):
@@ -184,6 +273,49 @@ def score(
     Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+@app.command()
+def monitor(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="Images, videos, folders; or what `masm score --frames` or `masm embed` wrote."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder; else the champion."),
+    ] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Say whether scores and embeddings of a batch are as those of the model's validation; exit code 1 if not."""
+    from rich.progress import Progress
+
+    from masm.drift import compare, read_reference
+    from masm.monitoring import observe
+
+    settings = load_settings(params)
+    with _open_scorer(settings, model) as scorer, Progress(console=Console(stderr=True), transient=True) as bar:
+        reference = read_reference(scorer.folder)
+        task = bar.add_task("monitor", total=None)
+        batch = observe(scorer, paths, lambda done, total: bar.update(task, completed=done, total=total))
+    rows = compare(reference, batch.sample, settings.monitor.psi, settings.monitor.significance)
+    _print_monitored(reference, batch, rows)
+    if drifted := [f"{row.statistic} of {row.what}" for row in rows if row.drifted]:
+        raise CheckFailed(f"the batch has drifted from what the model was validated on: {', '.join(drifted)}.")
+
+
+def _print_monitored(reference: Reference, batch: Batch, rows: list[Comparison]) -> None:
+    """What the batch was, and its distances from the reference."""
+    from masm.drift import frames_of
+
+    table = Table("distribution", "statistic", "value", "limit", "")
+    for row in rows:
+        mark = "drifted" if row.drifted else ""
+        table.add_row(row.what, row.statistic, f"{row.value:.3f}", f"{row.limit:.3f}", mark)
+    Console().print(table)
+    outcomes = ", ".join(f"{count} {outcome}" for outcome, count in batch.outcomes.most_common())
+    counts = f"{frames_of(batch.sample)}, reference: {frames_of(reference)}; files or videos: {outcomes}"
+    Console().print(counts, markup=False, highlight=False, soft_wrap=True)
+
+
 @contextmanager
 def _open_scorer(settings: Settings, model: str | None) -> Iterator[Scorer]:
     """The scorer of a folder, or of a checked copy of a registered model, the champion where none is named."""
@@ -212,6 +344,7 @@ def data_import(
     strict: Annotated[bool, typer.Option("--strict", help="Leave out what straddles the layout's splits.")] = False,
     compression: Annotated[str | None, typer.Option(help="Of FaceForensics++: raw, c23 or c40.")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV file with the labels of `videos`.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Terms of the data, for the model card.")] = None,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Write an index of a dataset and its entry in params.yaml, then run `dvc repro ingest@NAME`."""
@@ -226,7 +359,7 @@ def data_import(
         )
     settings = load_settings(params)
     chosen = None if splits is None else tuple(splits.split(","))
-    request = Request(layout, path, name, role, root, chosen, strict, compression, labels)
+    request = Request(layout, path, name, role, root, chosen, strict, compression, labels, licence)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"import {name}", total=None)
         found = import_dataset(settings, request, lambda done, total: bar.update(task, completed=done, total=total))
@@ -367,31 +500,105 @@ def _agreed(question: str) -> bool:
 
 @registry_app.command("list")
 def registry_list(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Show the versions of the registered model, their aliases and their cross-dataset scores."""
     from masm import registry
+    from masm.registry.tables import versions_table
 
     settings = load_settings(params)
-    versions = registry.list_versions(registry.connect(settings.mlflow), settings.mlflow.model)
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    with registry.answering(settings.mlflow):
+        registry.notice(client, name)
+        versions = registry.list_versions(client, name)
+    _print(as_json, versions, lambda: versions_table(name, versions))
+
+
+@registry_app.command("show")
+def registry_show(
+    version: Annotated[str, typer.Argument(help="A number, champion, or an alias.")] = "champion",
+    as_json: JsonOption = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Show what is known of a version: verdict, conditions, lineage; and the trail of promotions."""
+    from masm import registry
+    from masm.registry.tables import details_table
+
+    settings = load_settings(params)
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    with registry.answering(settings.mlflow):
+        registry.notice(client, name)
+        found = registry.show(client, registry.resolve(client, name, version))
+    _print(as_json, found, lambda: details_table(found))
+
+
+@registry_app.command("compare")
+def registry_compare(
+    a: Annotated[str, typer.Argument(help="A version: a number, champion, or an alias.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="The version that it is held against.", metavar="B")] = "champion",
+    as_json: JsonOption = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Compare two versions on the test datasets, paired: by their recorded scores, or scored anew."""
+    from masm import registry
+    from masm.gate import compare_versions
+    from masm.registry.tables import comparison_table
+
+    settings = load_settings(params)
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    with registry.answering(settings.mlflow):
+        versions = [registry.resolve(client, name, said) for said in (a, b)]
+        with Console(stderr=True).status("compare"):
+            rows = compare_versions(client, settings, *versions)
+    titles = [f"version {version.version}" for version in versions]
+    _print(as_json, rows, lambda: comparison_table(titles, rows))
+
+
+@registry_app.command("promote")
+def registry_promote(
+    version: Annotated[str, typer.Argument(help="A number, or an alias as in challenger.")],
+    force: Annotated[
+        str | None, typer.Option(help="Promote it against the gate's verdict, for this reason.", metavar="REASON")
+    ] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Judge a version by the gate; make it champion if it wins (exit code 3 if it is held)."""
+    from masm import registry
+    from masm.gate import promote_version
+
+    settings = load_settings(params)
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    with registry.answering(settings.mlflow):
+        chosen = registry.resolve(client, name, version)
+        with Console(stderr=True).status("promote"):
+            verdict, row = promote_version(client, settings, chosen, "masm registry promote", force)
+    console = Console()
+    console.print(f"{name} version {row.version} is {', '.join(row.aliases)}: {verdict.reason}", highlight=False)
+    if not verdict.promoted and force is None:
+        raise typer.Exit(3)
+
+
+@registry_app.command("rollback")
+def registry_rollback(params: ParamsOption = Path("params.yaml")) -> None:
+    """Make the former champion champion again; a second time undoes the first."""
+    from masm import registry
+    from masm.gate import roll_back
+
+    settings = load_settings(params)
+    client = registry.connect(settings.mlflow)
+    with registry.answering(settings.mlflow):
+        row = roll_back(client, settings, "masm registry rollback")
+    Console().print(f"{settings.mlflow.model} version {row.version} is {', '.join(row.aliases)}", highlight=False)
+
+
+def _print(as_json: bool, found: Any, table: Callable[[], Table]) -> None:
+    """Print dataclasses as JSON, or as the table that shows them."""
     if as_json:
-        typer.echo(json.dumps([asdict(version) for version in versions], default=str, indent=2))
-        return
-    table = Table(
-        "version", "aliases", "video AUC", "95 % interval", "verdict", "created", title=settings.mlflow.model
-    )
-    for version in versions:
-        auc = version.video_auc
-        table.add_row(
-            str(version.version),
-            ", ".join(version.aliases),
-            "" if auc is None else f"{auc.value:.3f}",
-            "" if auc is None else auc.interval(),
-            version.verdict or "",
-            f"{version.created:%Y-%m-%d %H:%M}",
-        )
-    Console().print(table)
+        rows = [asdict(row) for row in found] if isinstance(found, list) else asdict(found)
+        typer.echo(json.dumps(rows, default=str, indent=2))
+    else:
+        Console().print(table())
 
 
 def main() -> None:

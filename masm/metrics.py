@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+RELIABILITY_BINS = 15
 CHUNK_CELLS = 1 << 18  # draws x samples that are in memory at a time: 2 MB stay in a core's cache
 
 
@@ -93,13 +94,29 @@ def balanced_accuracy(labels: np.ndarray, scores: np.ndarray, threshold: float) 
     return float((predicted[labels == 1].mean() + (~predicted[labels == 0]).mean()) / 2)
 
 
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Mean gap of stated probability and share of fakes over equal-width bins, weighted by their counts."""
+class Reliability(NamedTuple):
+    """Of each bin that holds a sample, from low to high: mean stated probability, share of fakes, and count."""
+
+    probability: np.ndarray
+    fakes: np.ndarray
+    counts: np.ndarray
+
+
+def reliability_curve(labels: np.ndarray, probabilities: np.ndarray, bins: int = RELIABILITY_BINS) -> Reliability:
+    """What share of the samples is fake where some probability was stated; the bins are of equal width."""
+    index = np.minimum((probabilities * bins).astype(int), bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    held = counts > 0
+    stated, fakes = (np.bincount(index, weights=each, minlength=bins)[held] for each in (probabilities, labels))
+    return Reliability(stated / counts[held], fakes / counts[held], counts[held])
+
+
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = RELIABILITY_BINS) -> float:
+    """Mean gap of stated probability and share of fakes over the bins, weighted by their counts (Guo et al., 2017)."""
     if len(labels) == 0:
         return math.nan
-    index = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gap = np.bincount(index, weights=labels - probabilities, minlength=bins)
-    return float(np.abs(gap).sum() / len(labels))
+    curve = reliability_curve(labels, probabilities, bins)
+    return float(np.average(np.abs(curve.fakes - curve.probability), weights=curve.counts))
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,10 @@ ROLE_SPLITS: dict[Role, tuple[Split, ...]] = {"train": ("train", "val"), "valida
 """The splits that the rows of a face table can have, by the role of its dataset."""
 
 
+PHOTOGRAPHS = "faces"
+"""The key of `licences` that is of the photographs of section `faces`."""
+
+
 class Section(BaseModel):
     """A part of params.yaml: immutable, and closed to unknown keys."""
 
@@ -347,8 +351,9 @@ class Robustness(Section):
     """Distortions of the test datasets (`masm.data.distort`), and how many frames the model sees under each."""
 
     kinds: tuple[Distortion, ...] = Field(default=(), description="h264 needs the extra `video`")
-    frames: int = Field(
-        default=0, ge=0, description="of each dataset's method, about as many: whole videos; 0: none at all"
+    frames: int = Field(default=0, ge=0, description="of each dataset's method, about as many; 0: none at all")
+    frames_per_video: int | None = Field(
+        default=None, ge=1, description="of each video that is chosen; null: all of them"
     )
 
 
@@ -366,6 +371,28 @@ class Evaluate(Section):
     draws: int = Field(ge=100, description="bootstrap draws")
     share_frames: int = Field(ge=0, description="frames of a dataset's method whose subspace shares are measured")
     embedding_frames: int = Field(ge=0, description="frames of a dataset's method whose embeddings are looked at")
+    thumbnails: int = Field(
+        default=0, ge=0, description="reals, and fakes, of the hardest errors whose pictures the report shows"
+    )
+    price_per_hour: float | None = Field(default=None, ge=0, description="of the machine, for the report's costs")
+
+
+class Gate(Section):
+    """What a model must show before it serves; null switches a condition off."""
+
+    min_gain: float | None = Field(ge=0, description="the paired difference's interval lies above it")
+    floors: dict[str, float | None] = Field(description="least video AUC of a test dataset: default, or by its name")
+    max_drop: float | None = Field(ge=0, description="of any test dataset's video AUC under the champion's")
+    max_robustness_drop: float | None = Field(ge=0, description="of the mean video AUC, distorted at level 3")
+    max_calibration_error: float | None = Field(gt=0, description="of the videos' calibrated probabilities")
+    max_latency_ms: float | None = Field(gt=0, description="of one crop, on the machine that runs the gate")
+    clean_tree: bool = Field(description="code and settings must be those of the commit")
+
+    @model_validator(mode="after")
+    def _has_a_default(self) -> Gate:
+        if "default" not in self.floors:
+            raise ValueError("floors needs default: the least video AUC of a test dataset that it does not name")
+        return self
 
 
 class Candidate(Section):
@@ -448,6 +475,13 @@ class Pretrain(Section):
         return self
 
 
+class Monitor(Section):
+    """When `masm monitor` says that a batch has drifted."""
+
+    psi: float = Field(default=0.2, gt=0, description="population stability index of the scores that counts as drift")
+    significance: Share = Field(default=0.01, description="share of batches without drift that are called drifted")
+
+
 class Mlflow(Section):
     """Where runs are recorded and models registered."""
 
@@ -496,6 +530,9 @@ class Settings(Section):
     faces: Faces
     crop: Crop
     datasets: dict[str, Dataset] = Field(min_length=1)
+    licences: dict[str, str] = Field(
+        default_factory=dict, description="terms of each dataset, and of `faces`' photographs: for the model card"
+    )
     checks: Checks
     backbone: Backbone
     adapter: Adapter
@@ -504,16 +541,30 @@ class Settings(Section):
     search: Search
     train: Train
     evaluate: Evaluate
+    gate: Gate
     compare: dict[FileName, Comparison]
     pretrain: Pretrain
+    monitor: Monitor = Monitor()
     mlflow: Mlflow
     ray: Ray
     serving: Serving = Serving()
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Settings:
-        if taken := {"macro", "gain"} & set(self.datasets):
-            raise ValueError(f"a dataset cannot be named {min(taken)}: metrics.json uses the name")
+        if taken := {"macro", "gain", "default", PHOTOGRAPHS} & set(self.datasets):
+            raise ValueError(f"a dataset cannot be named {min(taken)}: metrics.json, gate.floors or licences uses it")
+        return self
+
+    @model_validator(mode="after")
+    def _floors_are_of_test_datasets(self) -> Settings:
+        if unknown := self.gate.floors.keys() - {"default", *self.with_role("test")}:
+            raise ValueError(f"gate.floors names {min(unknown)}, which is no dataset with role test: correct it")
+        return self
+
+    @model_validator(mode="after")
+    def _licences_are_of_data(self) -> Settings:
+        if foreign := set(self.licences) - {PHOTOGRAPHS, *self.datasets}:
+            raise ValueError(f"licences.{min(foreign)} is of no dataset: name one, or {PHOTOGRAPHS}")
         return self
 
     @model_validator(mode="after")
@@ -537,6 +588,15 @@ class Settings(Section):
     def with_role(self, role: Role) -> list[str]:
         """The names of the datasets with this role, in the order of params.yaml."""
         return [name for name, dataset in self.datasets.items() if dataset.role == role]
+
+    def licence(self, dataset: str) -> str:
+        """The terms of a dataset in words; forgeries have those of the faces that they are made from."""
+        if dataset in self.licences:
+            return self.licences[dataset]
+        forged = isinstance(self.datasets[dataset], ForgedDataset)
+        if forged and self.faces.source == "drawn":
+            return "drawn here, of nobody"
+        return self.licences.get(PHOTOGRAPHS, "not stated") if forged else "not stated"
 
     def table(self, dataset: str) -> Path:
         """The folder of a dataset's face table."""

@@ -16,12 +16,13 @@ from ray.train import Checkpoint
 from rich.console import Console
 from scipy.special import expit
 
-from masm.cluster import connected, discard, work_name
+from masm.cluster import connected, discard
 from masm.data.frames import Frames, load_frames
 from masm.data.profile import crop_profile
-from masm.data.versions import fetch_missing, in_checkout
+from masm.data.versions import fetch_missing, in_checkout, work_name
 from masm.decisions import fit_decisions
 from masm.detector import Detector
+from masm.drift import make_reference, write_reference
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best, weights_digest
 from masm.objective import ALONE, Place
 from masm.probe import fit_probe
@@ -89,6 +90,8 @@ def _write(settings: Settings, found: Hyperparameters, trainer: Trainer, weights
     backbone's."""
     models = settings.root / "models"
     card = _save(settings, trainer.detector, trainer.validation, models / "detector")
+    seen = make_reference(trainer.detector, trainer.frames, trainer.validation, settings.evaluate.batch_size)
+    write_reference(models / "detector", seen)
     probe = build_detector(settings, None)
     probe_auc = fit_probe(probe, trainer.frames, trainer.validation, settings.evaluate.batch_size)
     _save(settings, probe, trainer.validation, models / "probe")

@@ -168,18 +168,57 @@ def read_table(folder: Path, columns: Sequence[str] | None = None, split: str | 
 
 def read_shards(folder: Path, columns: Sequence[str] | None = None, split: str | None = None) -> Iterator[pa.Table]:
     """The rows of a face table shard by shard, as `read_table` gives them; by one thread, which spares memory."""
-    shards = table_shards(folder)
     filters = None if split is None else [("split", "=", split)]
     try:
-        version = pq.read_table(shards[0], columns=["schema_version"])["schema_version"][0].as_py()
-        if version != SCHEMA_VERSION:
-            raise UserError(
-                f"{folder} has schema version {version}, this masm reads {SCHEMA_VERSION}: ingest it anew."
-            )
-        for shard in shards:
+        for shard in _readable_shards(folder):
             yield pq.read_table(shard, columns=columns, filters=filters, use_threads=False, pre_buffer=False)
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise UserError(f"{folder} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
+        raise _damaged(folder, error) from None
+
+
+def shard_lengths(folder: Path) -> list[int]:
+    """The number of rows of each shard of a face table.
+
+    Raises:
+        UserError: as for `read_table`.
+    """
+    try:
+        return [pq.read_metadata(shard).num_rows for shard in _readable_shards(folder)]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise _damaged(folder, error) from None
+
+
+def _readable_shards(folder: Path) -> list[Path]:
+    """The shards of a table of this schema version."""
+    shards = table_shards(folder)
+    version = pq.read_table(shards[0], columns=["schema_version"])["schema_version"][0].as_py()
+    if version != SCHEMA_VERSION:
+        raise UserError(f"{folder} has schema version {version}, this masm reads {SCHEMA_VERSION}: ingest it anew.")
+    return shards
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({error}): `dvc checkout` brings the stored one back.")
+
+
+def read_rows(shard: Path, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Some rows of a shard, in the order of their numbers in `rows`; only the row groups that hold them are read.
+
+    Raises:
+        UserError: the shard is damaged, or has no such row.
+    """
+    wanted = np.asarray(rows)
+    try:
+        with pq.ParquetFile(shard) as file:
+            sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
+            ends = np.cumsum(sizes)
+            group_of = np.searchsorted(ends, wanted, side="right")
+            groups = np.unique(group_of)
+            first = np.cumsum(sizes[groups]) - ends[groups]  # from a row's number in the shard to that in what is read
+            read = file.read_row_groups(groups.tolist(), columns=list(columns), use_threads=False)
+        return read.take(pa.array(wanted + first[np.searchsorted(groups, group_of)]))
+    except (pa.ArrowException, OSError, KeyError, IndexError) as error:
+        raise _damaged(shard, error) from None
 
 
 def table_shards(folder: Path) -> list[Path]:

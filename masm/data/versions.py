@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from contextlib import chdir
+from contextlib import chdir, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from filelock import FileLock
 
 from masm.errors import UserError
 from masm.settings import Settings, fingerprint
+
+PACKAGE = Path(__file__).parents[1]
 
 
 def digests(settings: Settings) -> dict[str, str]:
@@ -32,6 +34,18 @@ def digests(settings: Settings) -> dict[str, str]:
             raise UserError(f"dvc.lock does not know datasets.{name}: run `dvc repro ingest@{name}` first.")
         found[name] = stage["outs"][0]["md5"]
     return found
+
+
+def work_name(stage: str, settings: Settings, *parts: object) -> str:
+    """The name of a stage's work in progress: another one whenever settings, data or code differ, or any of `parts`.
+
+    A stage resumes whatever it finds under a name, so that a name must never be used for other work: what it reads
+    beside the face tables, the backbone's weights above all, goes into `parts`.
+    """
+    data = list(digests(settings).values())
+    return (
+        f"{stage}-{fingerprint(settings.seed, settings.crop, settings.backbone, data, code_digest(PACKAGE), *parts)}"
+    )
 
 
 def code_digest(package: Path) -> str:
@@ -85,6 +99,47 @@ def _pull(root: Path, stages: list[str], force: bool) -> None:
             f"the outputs of {', '.join(stages)} are not in {root} and the DVC remote does not give them ({error}): "
             "run `dvc push` where the data was made."
         ) from None
+
+
+def locked_tables(root: Path) -> dict[str, tuple[str, str]]:
+    """Path, from the workspace, and MD5 of every face table that dvc.lock has, by its stage.
+
+    Raises:
+        UserError: dvc.lock is damaged.
+    """
+    outs = {name: stage["outs"][0] for name, stage in _locked_stages(root).items() if name.startswith("ingest@")}
+    return {name: (out["path"], out["md5"]) for name, out in outs.items()}
+
+
+def restore(root: Path, like: Path, stages: list[str]) -> list[str]:
+    """Bring outputs here by the hashes in `root`'s dvc.lock, from the cache and the remotes of another workspace.
+
+    Args:
+        root: the workspace, which may have a DVC configuration of its own, without these.
+        like: the other one.
+        stages: names of the stages.
+
+    Returns:
+        The stages with an output that neither has.
+
+    Raises:
+        UserError: one of the workspaces is in no DVC repository, or dvc.lock is damaged.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(like)) as known:
+            places = {name: known.config[name] for name in ("remote", "core")}
+            places["cache"] = {"dir": known.cache.local_cache_dir}
+        with Repo(str(root), config=places) as repo:
+            for stage in stages:
+                with suppress(DvcException):
+                    repo.pull(targets=[f"{root / 'dvc.yaml'}:{stage}"], force=True)
+    except DvcException as error:
+        raise UserError(f"DVC cannot open {root} or {like} ({error}).") from None
+    locked = _locked_stages(root)
+    return [name for name in stages if not all((root / out["path"]).exists() for out in locked[name]["outs"])]
 
 
 def fetch_table(root: Path, dataset: str, revision: str, out: Path) -> str:

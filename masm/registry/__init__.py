@@ -7,6 +7,7 @@ UTC), so that the latest of them is the one to roll back to.
 
 from masm.registry.lock import Lock
 from masm.registry.promotions import (
+    Details,
     Promotion,
     former_champion,
     move,
@@ -14,6 +15,7 @@ from masm.registry.promotions import (
     promoting,
     register,
     settle,
+    show,
     trail,
 )
 from masm.registry.runs import Dataset, LoggedRun, Record, log_decision, log_run
@@ -36,6 +38,7 @@ __all__ = [
     "PREVIOUS_CHAMPION",
     "DamagedModel",
     "Dataset",
+    "Details",
     "Lock",
     "LoggedRun",
     "Promotion",
@@ -57,6 +60,7 @@ __all__ = [
     "register",
     "resolve",
     "settle",
+    "show",
     "stored_detector",
     "trail",
 ]

@@ -30,7 +30,7 @@ from masm.promotion import Verdict
 from masm.registry.lock import Lock, held, new_lock, person
 from masm.registry.runs import LoggedRun
 from masm.registry.store import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION
-from masm.registry.versions import Version, aliases_of, list_versions, model_of, versions_of
+from masm.registry.versions import Version, aliases_of, describe, list_versions, model_of, versions_of
 
 PROMOTING = "promoting"
 TRAIL = "promotion."
@@ -50,6 +50,22 @@ class Promotion:
     over: str | None
     by: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Details:
+    """All that the registry knows of a version, and of the promotions of its model, the oldest first."""
+
+    model: str
+    version: Version
+    tags: dict[str, str]
+    trail: list[Promotion]
+
+
+def show(client: MlflowClient, version: ModelVersion) -> Details:
+    """What is known of a version."""
+    row = describe(version, aliases_of(client, version.name))
+    return Details(version.name, row, dict(version.tags), trail(client, version.name))
 
 
 def trail(client: MlflowClient, name: str) -> list[Promotion]:

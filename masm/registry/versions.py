@@ -96,12 +96,14 @@ def download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path:
 
     Raises:
         DamagedModel: a file is missing or differs; the message names the first one.
-        UserError: the model was not registered by masm, so that nothing says what its files should be.
+            Nor is a model handed out that masm did not register: nothing says what its files should be.
     """
     model = label(version)
     expected = version.tags.get(ARTIFACTS)
     if expected is None:
-        raise UserError(f"{model} has no tag {ARTIFACTS}, so that its files cannot be checked: register it by masm.")
+        raise DamagedModel(
+            f"{model} has no tag {ARTIFACTS}, so that its files cannot be checked: register it by masm."
+        )
     source = client.get_model_version_download_uri(version.name, version.version)
     path = _fetch(source, folder, f"{model}: its files are")
     for compiled in list(path.rglob("__pycache__")):  # left where a process loaded the model in place

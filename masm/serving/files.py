@@ -82,13 +82,14 @@ def score_rows(
         frames: whether the frames of videos have rows, too.
         progress: called with the result of each file.
     """
-    results = score_many(scorer, (_task(scorer, file) for file in files))
+    results = score_many(scorer, (file_task(scorer, file) for file in files))
     for file, result in zip(files, results, strict=True):
         progress(result)
         yield from rows_of(file, result, frames)
 
 
-def _task(scorer: Scorer, file: Path) -> Task:
+def file_task(scorer: Scorer, file: Path) -> Task:
+    """A file to score: an image by its name's end, else it is taken for a video."""
     if file.suffix.lower() in IMAGE_SUFFIXES:
         return image_task(scorer, lambda: _find_faces(scorer, file))
     return video_task(scorer, lambda: scorer.find_frames(file))

@@ -62,16 +62,18 @@ def _failed(result: Result) -> Prepared:
     return Prepared([], lambda _: result)
 
 
-def score_many(scorer: Scorer, tasks: Iterable[Task], shares: bool = False) -> Iterator[Result]:
-    """The result of each image and video, in their order; with subspace shares if asked for."""
+def score_many(
+    scorer: Scorer, tasks: Iterable[Task], shares: bool = False, embeddings: bool = False
+) -> Iterator[Result]:
+    """The result of each image and video, in their order; with subspace shares and embeddings if asked for."""
     with ThreadPoolExecutor() as pool:
         group: list[Prepared] = []
         for prepared in _ahead(pool, tasks):
             group.append(prepared)
             if len(group) >= BATCH_SIZE or sum(len(each.crops) for each in group) >= BATCH_SIZE:
-                yield from _judge(scorer, group, shares)
+                yield from _judge(scorer, group, shares, embeddings)
                 group = []
-        yield from _judge(scorer, group, shares)
+        yield from _judge(scorer, group, shares, embeddings)
 
 
 def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Task]) -> Iterator[Prepared]:
@@ -84,9 +86,9 @@ def _ahead(pool: ThreadPoolExecutor, tasks: Iterable[Task]) -> Iterator[Prepared
         yield waiting.popleft().result()
 
 
-def _judge(scorer: Scorer, group: Sequence[Prepared], shares: bool) -> Iterator[Result]:
+def _judge(scorer: Scorer, group: Sequence[Prepared], shares: bool, embeddings: bool) -> Iterator[Result]:
     """The results of some images and videos, whose crops are one batch."""
-    outputs = scorer.outputs([crop for each in group for crop in each.crops], shares)
+    outputs = scorer.outputs([crop for each in group for crop in each.crops], shares, embeddings)
     end = 0
     for each in group:
         start, end = end, end + len(each.crops)

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from masm.cli import app
 from masm.data.table import write_table
-from masm.data.versions import digests, fetch_missing, fetch_table
+from masm.data.versions import digests, fetch_missing, fetch_table, folder_md5, locked_tables, restore
 from masm.errors import UserError
 from masm.settings import Settings, load_settings
 from tests.conftest import ROOT
@@ -236,3 +236,52 @@ def test_a_worker_waits_for_the_one_of_its_node_that_fetches(history: History) -
         lock.parent.joinpath("fetching").write_text("")
     assert waiting.result()[1] == history.tables["second"]
     assert not (history.repository / ".dvc" / "cache").exists()  # what is here was not fetched once more
+
+
+def another_workspace(history: History, tmp_path: Path, tag: str) -> Path:
+    """A repository with the workspace's settings and lock of a tag, and a DVC configuration without any remote."""
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    with Repo.init(str(other)):
+        pass
+    workspace = other / "runs" / "one"
+    workspace.mkdir(parents=True)
+    git(history.repository, "checkout", "-q", tag)
+    for name in ("dvc.yaml", "dvc.lock", "params.yaml"):
+        shutil.copyfile(history.workspace / name, workspace / name)
+    git(history.repository, "checkout", "-q", "-")
+    return workspace
+
+
+@pytest.mark.parametrize("place", ["cache", "remote"])
+def test_another_workspaces_cache_or_remote_gives_the_data(made: History, tmp_path: Path, place: str) -> None:
+    """Of a former version, which neither lies in the workspaces nor is the lock of the one that has the cache."""
+    like = tmp_path / "like"
+    shutil.copytree(made.repository, like)
+    if place == "remote":
+        shutil.rmtree(like / ".dvc" / "cache")
+    else:
+        with Repo(str(like)) as repo, repo.config.edit() as config:
+            config["remote"]["storage"]["url"] = str(tmp_path / "nothing")
+    history = History(like, like / "runs" / "one", made.tables, made.locked, made.storage)
+    workspace = another_workspace(history, tmp_path, "first")
+    assert restore(workspace, history.workspace, [STAGE]) == []
+    assert files_of(workspace / "data" / "test" / "judge") == made.tables["first"]
+    (path, md5), *others = locked_tables(workspace).values()
+    assert (path, md5, others) == ("data/test/judge", made.locked["first"], [])
+    assert folder_md5(workspace / path) == md5
+
+
+def test_what_is_neither_in_cache_nor_remote_is_named(made: History, tmp_path: Path) -> None:
+    like = tmp_path / "like"
+    shutil.copytree(made.repository, like)
+    shutil.rmtree(like / ".dvc" / "cache")
+    with Repo(str(like)) as repo, repo.config.edit() as config:
+        config["remote"]["storage"]["url"] = str(tmp_path / "nothing")
+    history = History(like, like / "runs" / "one", made.tables, made.locked, made.storage)
+    workspace = another_workspace(history, tmp_path, "first")
+    assert restore(workspace, history.workspace, [STAGE]) == [STAGE]
+    shutil.rmtree(workspace.parents[1] / ".dvc")
+    with pytest.raises(UserError, match="DVC cannot open"):
+        restore(workspace, history.workspace, [STAGE])

@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +84,8 @@ def test_the_metrics_are_those_of_the_scores(workspace: Path) -> None:
 
     scores = pd.read_parquet(workspace / "reports" / "scores.parquet")
     metrics = json.loads((workspace / "reports" / "metrics.json").read_text())
-    for (model, dataset), rows in scores.groupby(["model", "dataset"]):
+    assert scores["level"].max() == 5
+    for (model, dataset), rows in scores[scores["distortion"] == "none"].groupby(["model", "dataset"]):
         assert metrics[f"{model}.{dataset}.frame_auc"] == pytest.approx(roc_auc_score(rows["label"], rows["score"]))
         videos = rows.groupby(["method", "video_id"])[["label", "score"]].mean()
         expected = roc_auc_score(videos["label"], videos["score"])
@@ -153,6 +156,35 @@ def test_the_registry_is_listed(workspace: Path, environment: dict[str, str]) ->
     assert version["aliases"] == ["champion"]
     metrics = json.loads((workspace / "reports" / "metrics.json").read_text())
     assert version["video_auc"]["value"] == pytest.approx(metrics["adapted.macro.video_auc"])
+
+
+def test_the_champion_is_made_again_and_its_registry_stays_as_it_is(
+    workspace: Path, environment: dict[str, str], tmp_path: Path
+) -> None:
+    """From a clone of the code, with the data and the search's outcome of DVC's cache."""
+    stored = store_rows(workspace / "mlflow.db")
+    uri, again = "models:/masm-detector@champion", tmp_path / "again"
+    command = [str(BIN / "masm"), "reproduce", uri, "--keep-search", "--out", str(again)]
+    done = run(*command, folder=workspace, environment=environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    metrics = json.loads((workspace / "reports" / "metrics.json").read_text())
+    assert f"all {len(metrics)} metrics agree to 1e-06" in done.stdout
+    made = again / "runs" / workspace.name
+    assert (made / "timings" / "train.json").is_file()
+    assert (made / "models" / "detector").stat().st_mtime > (workspace / "models" / "detector").stat().st_mtime
+    np.testing.assert_allclose(
+        pd.read_parquet(made / "reports" / "scores.parquet")["score"],
+        pd.read_parquet(workspace / "reports" / "scores.parquet")["score"],
+        atol=1e-6,
+    )
+    assert store_rows(workspace / "mlflow.db") == stored
+
+
+def store_rows(store: Path) -> dict[str, list[tuple[object, ...]]]:
+    """What MLflow keeps of experiments, runs and the registry."""
+    tables = ("experiments", "runs", "metrics", "model_versions", "registered_model_aliases", "model_version_tags")
+    with closing(sqlite3.connect(store)) as database:
+        return {table: database.execute(f"SELECT * FROM {table}").fetchall() for table in tables}
 
 
 @pytest.fixture
