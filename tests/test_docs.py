@@ -133,9 +133,9 @@ def test_settings_have_these_names(page: Path) -> None:
 
 
 def is_setting_like(name: str) -> bool:
-    """It begins with a section; names of Python modules and of files with a known ending do not count."""
-    first, *_, last = name.split(".")
-    return first in Settings.model_fields and last not in {"json", "yaml", "db", "csv", "html", "parquet", "py"}
+    """It begins with a section, and is no file nor a tag named by one."""
+    first, *others = name.split(".")
+    return first in Settings.model_fields and not {"json", "yaml", "db", "csv", "html", "parquet"} & set(others)
 
 
 def has_setting(name: str) -> bool:

@@ -26,7 +26,7 @@ from masm.settings import Settings, load_settings
 from tests.browser import chromium, mlflow_ui
 from tests.data.videos import scene, write_video
 from tests.serving import service
-from tests.serving.workspace import SIZE, own_address, tiny_detector
+from tests.serving.workspace import SIZE, moved_detector, own_address
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.ray]
 PATIENCE = 60
@@ -47,7 +47,7 @@ def settings(folder: Path) -> Iterator[Settings]:
         settings = on_server(service.make_settings(folder), address)
         settings = service.configure(settings, port=service.free_port(), poll_seconds=0.5)
         for number in (1, 2):
-            service.register(settings, tiny_detector(number), folder / f"detector{number}", PROFILE)
+            service.register(settings, moved_detector(number), folder / f"detector{number}", PROFILE)
         service.set_champion(settings, "1")
         yield settings
 
