@@ -9,14 +9,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from masm.cli.shared import ParamsOption, activate
 from masm.errors import UserError
 from masm.settings import Role, load_settings
 
 if TYPE_CHECKING:
     from masm.data.importing import Imported
-
-
-from masm.cli.shared import ParamsOption, activate
 
 app = typer.Typer(help="Datasets: bring them in, hand them on.", no_args_is_help=True)
 

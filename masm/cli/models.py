@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from masm.cli.shared import ParamsOption
 from masm.errors import CheckFailed, UserError
 from masm.settings import Settings, api_key, load_settings
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from masm.monitoring import Batch
     from masm.reproduction import Difference
     from masm.serving.scorer import Scorer
-
-
-from masm.cli.shared import ParamsOption
 
 app = typer.Typer()
 

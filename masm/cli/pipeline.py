@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from masm.cli.shared import activate
 from masm.errors import UserError
 from masm.settings import load_settings
-
-if TYPE_CHECKING:
-    pass
-
-
-from masm.cli.shared import activate
 
 app = typer.Typer()
 

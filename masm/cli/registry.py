@@ -6,19 +6,14 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from masm.settings import load_settings
-
-if TYPE_CHECKING:
-    pass
-
-
 from masm.cli.shared import JsonOption, ParamsOption
+from masm.settings import load_settings
 
 app = typer.Typer(help="The registered models.", no_args_is_help=True)
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    pass
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="The workspace's params.yaml.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
