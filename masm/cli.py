@@ -131,6 +131,7 @@ def data_import(
     strict: Annotated[bool, typer.Option("--strict", help="Leave out what straddles the layout's splits.")] = False,
     compression: Annotated[str | None, typer.Option(help="Of FaceForensics++: raw, c23 or c40.")] = None,
     labels: Annotated[Path | None, typer.Option(help="CSV file with the labels of `videos`.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Terms of the data, for the model card.")] = None,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Write an index of a dataset and its entry in params.yaml, then run `dvc repro ingest@NAME`."""
@@ -145,7 +146,7 @@ def data_import(
         )
     settings = load_settings(params)
     chosen = None if splits is None else tuple(splits.split(","))
-    request = Request(layout, path, name, role, root, chosen, strict, compression, labels)
+    request = Request(layout, path, name, role, root, chosen, strict, compression, labels, licence)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(f"import {name}", total=None)
         found = import_dataset(settings, request, lambda done, total: bar.update(task, completed=done, total=total))

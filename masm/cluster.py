@@ -1,28 +1,29 @@
-"""Ray, as far as the stages share it: connecting, and the name of work in progress."""
+"""Ray, as far as the stages share it: connecting, and work that is shared out."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ray
 from pyarrow.fs import FileSystem, FileType
 from ray.exceptions import RayTaskError
+from ray.util import ActorPool
 
-from masm.data.versions import code_digest, digests
 from masm.errors import UserError
-from masm.settings import Ray, Settings, fingerprint
+from masm.settings import Ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+State = TypeVar("State")
 
-PACKAGE = Path(__file__).parent
 AHEAD = 4
 """Items in hand for each CPU: enough that none waits, few enough to stay small."""
+RESTARTS = 3
+"""Times that a lost worker is started again."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray started in the process: enough for the frames of the demo, small enough for a laptop."""
 
@@ -60,8 +61,8 @@ def connected(settings: Ray, cpus: int) -> Iterator[None]:
         available = ray.cluster_resources().get("CPU", 0)
         if available < cpus:
             raise UserError(
-                f"the stage needs {cpus} CPUs, the Ray cluster has {available:g}: add nodes, or lower train.workers "
-                "or search.concurrent."
+                f"the stage needs {cpus} CPUs, the Ray cluster has {available:g}: add nodes, or lower train.workers, "
+                "search.concurrent or evaluate.workers."
             )
         yield
     finally:
@@ -88,24 +89,48 @@ def run_remotely(run: Callable[[Item], Result], items: Iterable[Item]) -> Iterat
         yield _first_done(running)
 
 
+def run_on_actors(
+    run: Callable[[State, Item], Result], state: State, items: Sequence[Item], workers: int
+) -> Iterator[tuple[Item, Result]]:
+    """Run a function on the connected cluster by workers that keep a state, such as a model, which is sent once.
+
+    Each worker has one CPU, and one GPU where the cluster has as many. One that is lost is started again, and does
+    its item again.
+
+    Yields:
+        Each item with its result, in the order in which they are done.
+
+    Raises:
+        Exception: what `run` raised.
+    """
+    gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
+    options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
+    actor = ray.remote(**options)(_Worker)
+    kept = ray.put(state)
+    pool = ActorPool([actor.remote(run, kept) for _ in range(min(workers, len(items)))])
+    try:
+        yield from pool.map_unordered(lambda worker, item: worker.run.remote(item), items)
+    except RayTaskError as error:
+        raise error.cause from None
+
+
+class _Worker(Generic[State, Item, Result]):
+    """A process of the cluster with a state of its own."""
+
+    def __init__(self, run: Callable[[State, Item], Result], state: State) -> None:
+        self._run, self._state = run, state
+
+    def run(self, item: Item) -> tuple[Item, Result]:
+        """The item with its result."""
+        return item, self._run(self._state, item)
+
+
 def _first_done(running: dict[ray.ObjectRef, Item]) -> tuple[Item, Any]:
     (done,), _ = ray.wait(list(running))
     try:
         return running.pop(done), ray.get(done)
     except RayTaskError as error:
         raise error.cause from None
-
-
-def work_name(stage: str, settings: Settings, *parts: object) -> str:
-    """The name of a stage's work in progress: another one whenever settings, data or code differ, or any of `parts`.
-
-    Ray resumes whatever it finds under a name, so that a name must never be used for other work: what a stage reads
-    beside the face tables, the backbone's weights above all, goes into `parts`.
-    """
-    data = list(digests(settings).values())
-    return (
-        f"{stage}-{fingerprint(settings.seed, settings.crop, settings.backbone, data, code_digest(PACKAGE), *parts)}"
-    )
 
 
 def discard(storage: str, name: str) -> None:

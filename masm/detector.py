@@ -157,7 +157,7 @@ class Detector(nn.Module):
         """Write `model.safetensors` and `detector.json`; a former folder is replaced once both are there.
 
         `card` (JSON values) is kept with the weights and comes back as `card`: the crop profile, the
-        threshold, the calibration.
+        decisions.
         """
         fresh, former = (folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old"))
         shutil.rmtree(fresh, ignore_errors=True)

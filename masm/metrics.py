@@ -12,14 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize
-from scipy.special import expit
 from scipy.stats import rankdata
 
-from masm.errors import UserError
-
+RELIABILITY_BINS = 15
 CHUNK_CELLS = 1 << 18  # draws x samples that are in memory at a time: 2 MB stay in a core's cache
-TEMPERATURES = (0.05, 100.0)  # beyond these a fit says that the data hold no information
 
 
 class Curve(NamedTuple):
@@ -98,68 +94,29 @@ def balanced_accuracy(labels: np.ndarray, scores: np.ndarray, threshold: float) 
     return float((predicted[labels == 1].mean() + (~predicted[labels == 0]).mean()) / 2)
 
 
-def choose_threshold(labels: np.ndarray, scores: np.ndarray, false_positive_rate: float) -> float:
-    """The lowest threshold that calls at most this share of the reals fake (fake where score >= threshold).
+class Reliability(NamedTuple):
+    """Of each bin that holds a sample, from low to high: mean stated probability, share of fakes, and count."""
 
-    It lies half way to the next score above, so that rounding on another device does not move a decision.
-    """
-    reals = np.sort(scores[labels == 0])[::-1]
-    if len(reals) == 0 or not 0 <= false_positive_rate < 1:
-        raise UserError(
-            f"A threshold needs real validation samples (there are {len(reals)}) and a false positive rate "
-            f"from 0 to below 1 (it is {false_positive_rate}): check the validation split and the settings."
-        )
-    # The small addend keeps 0.07 x 100 = 7.000000000000001 and 0.29 x 100 = 28.999999999999996 at 7 and 29.
-    highest_called_real = float(reals[math.floor(false_positive_rate * len(reals) + 1e-9)])
-    above = scores[scores > highest_called_real]
-    just_above = float(np.nextafter(highest_called_real, np.inf))
-    return max(just_above, (highest_called_real + float(above.min())) / 2) if len(above) else just_above
+    probability: np.ndarray
+    fakes: np.ndarray
+    counts: np.ndarray
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Probability of fake = sigmoid(logit / temperature + bias)."""
-
-    temperature: float = 1.0
-    bias: float = 0.0
-
-    def probability(self, logits: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities in [0, 1], the shape of `logits`."""
-        return np.asarray(expit(np.asarray(logits, dtype=np.float64) / self.temperature + self.bias))
+def reliability_curve(labels: np.ndarray, probabilities: np.ndarray, bins: int = RELIABILITY_BINS) -> Reliability:
+    """What share of the samples is fake where some probability was stated; the bins are of equal width."""
+    index = np.minimum((probabilities * bins).astype(int), bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    held = counts > 0
+    stated, fakes = (np.bincount(index, weights=each, minlength=bins)[held] for each in (probabilities, labels))
+    return Reliability(stated / counts[held], fakes / counts[held], counts[held])
 
 
-def fit_calibration(labels: np.ndarray, logits: np.ndarray) -> Calibration:
-    """Maximum-likelihood temperature and bias on held-out data (Platt, 1999).
-
-    Platt's targets (n + 1) / (n + 2) and 1 / (n + 2) keep the optimum finite where the classes are separable;
-    a negative slope is not allowed, since calibration must not turn a detector round.
-    """
-    if not both_classes(labels):
-        raise UserError("Calibration needs reals and fakes in the validation split: it has one class only.")
-    fakes = int(np.sum(labels == 1))
-    reals = len(labels) - fakes
-    targets = np.where(labels == 1, (fakes + 1) / (fakes + 2), 1 / (reals + 2))
-    logits = np.asarray(logits, dtype=np.float64)
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        z = parameters[0] * logits + parameters[1]
-        error = expit(z) - targets
-        value = float(np.mean(np.logaddexp(0, z) - targets * z))
-        return value, np.array([np.mean(error * logits), np.mean(error)])
-
-    slopes = (1 / TEMPERATURES[1], 1 / TEMPERATURES[0])
-    options = {"ftol": 1e-15, "gtol": 1e-10}
-    fit = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=[slopes, (None, None)], options=options)
-    return Calibration(temperature=float(1 / fit.x[0]), bias=float(fit.x[1]))
-
-
-def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Mean gap of stated probability and share of fakes over equal-width bins, weighted by their counts."""
+def expected_calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = RELIABILITY_BINS) -> float:
+    """Mean gap of stated probability and share of fakes over the bins, weighted by their counts (Guo et al., 2017)."""
     if len(labels) == 0:
         return math.nan
-    index = np.minimum((probabilities * bins).astype(int), bins - 1)
-    gap = np.bincount(index, weights=labels - probabilities, minlength=bins)
-    return float(np.abs(gap).sum() / len(labels))
+    curve = reliability_curve(labels, probabilities, bins)
+    return float(np.average(np.abs(curve.fakes - curve.probability), weights=curve.counts))
 
 
 @dataclass(frozen=True)

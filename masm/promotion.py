@@ -8,10 +8,33 @@ from dataclasses import astuple, dataclass, replace
 
 import pandas as pd
 
-from masm.evaluation import evaluate, paired_bootstrap
+from masm.evaluation import macro_estimate, paired_bootstrap
 from masm.scorecard import Estimate, number
 
 ROUNDING = 1e-9  # AUCs closer than this are the same
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Something that is asked of a model.
+
+    Attributes:
+        name: what is limited: `gain` and `floor.DATASET` from below, all others from above.
+        limit: the setting of section `gate`.
+        value: what the model has; NaN where it was not measured.
+        holds: whether it is met; what was not measured is left open, and holds.
+        note: more about the value, or why there is none.
+    """
+
+    name: str
+    limit: float
+    value: float
+    holds: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        note = f" ({self.note})" if self.note else ""
+        return f"{self.name} {number(self.value)}, limit {self.limit:g}{note}"
 
 
 @dataclass(frozen=True)
@@ -26,6 +49,7 @@ class Verdict:
     challenger: Estimate
     champion: Estimate | None = None
     difference: Estimate | None = None
+    conditions: tuple[Condition, ...] = ()
 
     @property
     def word(self) -> str:
@@ -94,4 +118,4 @@ def compare(
 def estimate_macro_video_auc(scores: pd.DataFrame, datasets: Sequence[str], draws: int, seed: int) -> Estimate:
     """Mean video AUC over the datasets, with its bootstrap interval."""
     chosen = scores[scores["dataset"].isin(datasets)]
-    return evaluate(chosen, threshold=0.5, draws=draws, seed=seed).video_auc  # no threshold enters an AUC
+    return macro_estimate(chosen, draws, seed)

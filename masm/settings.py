@@ -24,6 +24,10 @@ ROLE_SPLITS: dict[Role, tuple[Split, ...]] = {"train": ("train", "val"), "valida
 """The splits that the rows of a face table can have, by the role of its dataset."""
 
 
+PHOTOGRAPHS = "faces"
+"""The key of `licences` that is of the photographs of section `faces`."""
+
+
 class Section(BaseModel):
     """A part of params.yaml: immutable, and closed to unknown keys."""
 
@@ -329,16 +333,47 @@ class Train(Optimisation):
 
     workers: int = Field(ge=1)
     max_failures: int = Field(ge=0, description="worker failures to recover from")
-    false_positive_rate: Share = Field(description="on validation, at the detector's threshold")
+    false_positive_rate: Share = Field(description="on validation, at the thresholds for frames and for videos")
+    calibration: Literal["temperature", "isotonic"] = Field(
+        default="temperature", description="how scores become probabilities; isotonic needs many validation videos"
+    )
+
+
+Distortion = Literal[
+    "saturation", "contrast", "blocks", "noise", "blur", "pixelation", "h264", "jpeg", "resize"
+]  # fmt: skip
+Slice = Literal[
+    "split", "family", "track_id", "source_clip", "compression", "width", "height", "profile", "face_size"
+]  # fmt: skip
+
+
+class Robustness(Section):
+    """Distortions of the test datasets (`masm.data.distort`), and how many frames the model sees under each."""
+
+    kinds: tuple[Distortion, ...] = Field(default=(), description="h264 needs the extra `video`")
+    frames: int = Field(default=0, ge=0, description="of each dataset's method, about as many; 0: none at all")
+    frames_per_video: int | None = Field(
+        default=None, ge=1, description="of each video that is chosen; null: all of them"
+    )
 
 
 class Evaluate(Section):
     """Scoring of the test datasets."""
 
+    workers: int = Field(
+        default=1, ge=1, description="1: in the stage itself; more: Ray's, of one CPU each, or of one GPU where it has"
+    )
     batch_size: int = Field(ge=1)
+    slices: tuple[Slice, ...] = Field(
+        default=(), description="columns of the face tables, or face_size (longer side of the face box, px)"
+    )
+    robustness: Robustness = Robustness()
     draws: int = Field(ge=100, description="bootstrap draws")
     share_frames: int = Field(ge=0, description="frames of a dataset's method whose subspace shares are measured")
     embedding_frames: int = Field(ge=0, description="frames of a dataset's method whose embeddings are looked at")
+    thumbnails: int = Field(
+        default=0, ge=0, description="reals, and fakes, of the hardest errors whose pictures the report shows"
+    )
 
 
 class Candidate(Section):
@@ -446,6 +481,9 @@ class Settings(Section):
     faces: Faces
     crop: Crop
     datasets: dict[str, Dataset] = Field(min_length=1)
+    licences: dict[str, str] = Field(
+        default_factory=dict, description="terms of each dataset, and of `faces`' photographs: for the model card"
+    )
     checks: Checks
     backbone: Backbone
     adapter: Adapter
@@ -461,8 +499,14 @@ class Settings(Section):
 
     @model_validator(mode="after")
     def _names_are_free(self) -> Settings:
-        if taken := {"macro", "gain"} & set(self.datasets):
-            raise ValueError(f"a dataset cannot be named {min(taken)}: metrics.json uses the name")
+        if taken := {"macro", "gain", PHOTOGRAPHS} & set(self.datasets):
+            raise ValueError(f"a dataset cannot be named {min(taken)}: metrics.json or licences uses the name")
+        return self
+
+    @model_validator(mode="after")
+    def _licences_are_of_data(self) -> Settings:
+        if foreign := set(self.licences) - {PHOTOGRAPHS, *self.datasets}:
+            raise ValueError(f"licences.{min(foreign)} is of no dataset: name one, or {PHOTOGRAPHS}")
         return self
 
     @model_validator(mode="after")
@@ -486,6 +530,15 @@ class Settings(Section):
     def with_role(self, role: Role) -> list[str]:
         """The names of the datasets with this role, in the order of params.yaml."""
         return [name for name, dataset in self.datasets.items() if dataset.role == role]
+
+    def licence(self, dataset: str) -> str:
+        """The terms of a dataset in words; forgeries have those of the faces that they are made from."""
+        if dataset in self.licences:
+            return self.licences[dataset]
+        forged = isinstance(self.datasets[dataset], ForgedDataset)
+        if forged and self.faces.source == "drawn":
+            return "drawn here, of nobody"
+        return self.licences.get(PHOTOGRAPHS, "not stated") if forged else "not stated"
 
     def table(self, dataset: str) -> Path:
         """The folder of a dataset's face table."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -12,59 +15,101 @@ from rich.console import Console
 from rich.progress import Progress
 
 from masm import __version__, registry
+from masm.curves import det_points, reliability_points, roc_points
 from masm.data.findings import confounded_datasets
 from masm.data.table import read_table
 from masm.data.versions import digests
+from masm.decisions import Decision, Level, read_decisions
+from masm.delong import Difference
 from masm.detector import Detector
 from masm.embeddings import origin_of, read_embeddings, spread_frames, write_embeddings
-from masm.evaluation import evaluate, paired_bootstrap, roc_points
-from masm.report import DatasetCard, ReportInputs, write_report
-from masm.scorecard import Estimate, Scorecard
-from masm.scoring import score, subspace_shares
+from masm.evaluation import evaluate, paired_bootstrap, paired_delong
+from masm.report import DatasetCard, Mistake, ReportInputs, hardest_mistakes, write_report
+from masm.robustness import Robustness, robustness
+from masm.scorecard import Estimate, Scorecard, number, signed
+from masm.scores import read_scores
+from masm.scoring import subspace_shares
 from masm.separability import Separability, separability
 from masm.settings import Settings
+from masm.slices import slice_table
 from pipelines import run_stage
+from pipelines.scores import score_models
 
 MODELS = {"adapted": "detector", "probe": "probe"}
 """The models that are compared, and their folders under models/."""
 
 
+@dataclass(frozen=True)
+class Results:
+    """What the scores of the test datasets show; each value is as `masm.report.ReportInputs` has it."""
+
+    scores: Mapping[str, pd.DataFrame]
+    decisions: Mapping[str, Mapping[Level, Decision]]
+    cards: Mapping[str, Scorecard]
+    gains: Mapping[str, Estimate]
+    delong: Mapping[str, Difference]
+    robustness: Robustness
+    slices: pd.DataFrame
+
+
 def main(settings: Settings) -> None:
-    """Write reports/scores.parquet, embeddings.parquet, metrics.json, roc.csv, embedding_map.csv and report.html."""
+    """Write reports/: scores.parquet, embeddings.parquet, metrics.json, report.html, and the curves as CSV."""
     reports = settings.root / "reports"
     reports.mkdir(exist_ok=True)
-    detectors = {name: Detector.load(settings.root / "models" / folder, True) for name, folder in MODELS.items()}
-    scores = _score(settings, detectors)
-    draws, seed = settings.evaluate.draws, settings.seed
-    cards = {name: evaluate(table, detectors[name].card["threshold"], draws, seed) for name, table in scores.items()}
-    gains = _gains(settings, scores)
+    folders = {name: settings.root / "models" / folder for name, folder in MODELS.items()}
+    detectors = {name: Detector.load(folder, merged=True) for name, folder in folders.items()}
+    score_models(settings, detectors, folders, reports / "scores.parquet")
+    decisions = {name: read_decisions(detector.card) for name, detector in detectors.items()}
+    results = _results(settings, read_scores(reports / "scores.parquet"), decisions)
     shares = _shares(settings)
     separated = _separability(settings, detectors["adapted"])
-    labelled = [table.assign(model=name) for name, table in scores.items()]
-    pd.concat(labelled, ignore_index=True).to_parquet(reports / "scores.parquet", index=False)
-    metrics = {
-        **_metrics(cards, gains["macro"]),
-        **_share_metrics(shares),
-        **{f"embeddings.{name}": value for name, value in separated.metrics().items()},
-    }
+    metrics = {**_metrics(results), **_share_metrics(shares), **_separability_metrics(separated)}
     (reports / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    roc_points(scores).to_csv(reports / "roc.csv", index=False)
-    separated.points.to_csv(reports / "embedding_map.csv", index=False)
-    write_report(reports / "report.html", _report_inputs(settings, scores, cards, gains, shares, separated))
-    figures = {name: f"{card.video_auc.value:.3f}" for name, card in cards.items()}
+    _write_curves(reports, results, separated)
+    write_report(reports / "report.html", _report_inputs(settings, results, shares, separated))
+    figures = {name: number(card.video_auc.value) for name, card in results.cards.items()}
     Console(stderr=True).print(f"evaluate: mean video AUC {figures}; reports/report.html shows all", highlight=False)
 
 
-def _score(settings: Settings, detectors: Mapping[str, Detector]) -> dict[str, pd.DataFrame]:
-    """Every frame of the test datasets, scored by each model."""
-    tests = settings.with_role("test")
-    frames = sum(len(read_table(settings.table(name), ["label"])) for name in tests)
-    scores = {}
-    with Progress(console=Console(stderr=True)) as bar:
-        for name, detector in detectors.items():
-            task = bar.add_task(f"score, {name}", total=frames)
-            scores[name] = score(detector, settings, tests, partial(bar.advance, task))
-    return scores
+def _results(
+    settings: Settings, scores: Mapping[str, pd.DataFrame], decisions: Mapping[str, Mapping[Level, Decision]]
+) -> Results:
+    """A dataset whose reals and fakes come from different sources is judged too, but enters no mean."""
+    tests, draws, seed = settings.with_role("test"), settings.evaluate.draws, settings.seed
+    left_out = confounded_datasets(settings.root / "reports" / "checks.json").keys()
+    adapted, probe = (scores[name] for name in MODELS)
+    judged = {**{name: [name] for name in tests}, "macro": [name for name in tests if name not in left_out]}
+    tables = [slice_table(adapted, column, draws, seed) for column in settings.evaluate.slices]
+    return Results(
+        scores=scores,
+        decisions=decisions,
+        cards={name: evaluate(table, decisions[name], draws, seed, left_out) for name, table in scores.items()},
+        gains={
+            name: paired_bootstrap(adapted, probe, datasets, draws=draws, seed=seed)
+            for name, datasets in judged.items()
+        },
+        delong={name: found for name in tests if (found := paired_delong(adapted, probe, name)) is not None},
+        robustness=robustness(adapted, draws, seed, left_out),
+        slices=pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(),
+    )
+
+
+def _write_curves(reports: Path, results: Results, separated: Separability) -> None:
+    """The points that `dvc plots` shows; column `curve` tells lines of a dataset apart (.dvc/plots/curves.json)."""
+    roc = roc_points(results.scores)
+    det = det_points(roc)
+    reliability = reliability_points(results.scores, results.decisions)
+    stated = reliability["calibrated"].map({False: "score", True: "calibrated"})
+    ladder = results.robustness.table
+    files = {
+        "roc": roc.assign(curve=roc["model"]),
+        "det": det.assign(curve=det["model"]),
+        "reliability": reliability.assign(curve=reliability["model"] + ", " + reliability["level"] + ", " + stated),
+        "robustness": ladder.assign(curve=ladder["distortion"]),
+        "embedding_map": separated.points,
+    }
+    for name, points in files.items():
+        points.to_csv(reports / f"{name}.csv", index=False)
 
 
 def _shares(settings: Settings) -> pd.DataFrame:
@@ -92,50 +137,40 @@ def _separability(settings: Settings, detector: Detector) -> Separability:
     return separability(*read_embeddings(path), settings.seed)
 
 
-def _gains(settings: Settings, scores: Mapping[str, pd.DataFrame]) -> dict[str, Estimate]:
-    """Adapted minus probe, paired, for each test dataset and for their mean ("macro")."""
-    tests = settings.with_role("test")
-    judged = {**{name: [name] for name in tests}, "macro": tests}
-    return {
-        name: paired_bootstrap(
-            scores["adapted"], scores["probe"], datasets, draws=settings.evaluate.draws, seed=settings.seed
-        )
-        for name, datasets in judged.items()
-    }
+def _separability_metrics(separated: Separability) -> dict[str, float]:
+    return {f"embeddings.{name}": value for name, value in separated.metrics().items()}
 
 
-def _metrics(cards: Mapping[str, Scorecard], gain: Estimate) -> dict[str, float]:
-    """Flat figures for `dvc metrics` and MLflow."""
-    metrics = {f"{name}.{key}": value for name, card in cards.items() for key, value in card.metrics().items()}
-    return {
-        **metrics,
-        "gain.video_auc": gain.value,
-        "gain.video_auc_low": gain.low,
-        "gain.video_auc_high": gain.high,
-    }
+def _metrics(results: Results) -> dict[str, float]:
+    """Flat figures for `dvc metrics` and MLflow; undefined ones are left out."""
+    metrics = {f"{name}.{key}": value for name, card in results.cards.items() for key, value in card.metrics().items()}
+    metrics |= {f"adapted.{key}": value for key, value in results.robustness.metrics().items()}
+    for name, gain in results.gains.items():
+        prefix = "gain.video_auc" if name == "macro" else f"gain.{name}.video_auc"
+        metrics |= {prefix: gain.value, f"{prefix}_low": gain.low, f"{prefix}_high": gain.high}
+    metrics |= {f"gain.{name}.delong_p": found.p_value for name, found in results.delong.items()}
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _report_inputs(
-    settings: Settings,
-    scores: Mapping[str, pd.DataFrame],
-    cards: Mapping[str, Scorecard],
-    gains: Mapping[str, Estimate],
-    shares: pd.DataFrame,
-    separated: Separability,
+    settings: Settings, results: Results, shares: pd.DataFrame, separated: Separability
 ) -> ReportInputs:
     """What the report shows, gathered from this stage and the former ones."""
     training = json.loads((settings.root / "models" / "train.json").read_text())
     client = registry.connect(settings.mlflow)
-    gain, method = gains["macro"], settings.adapter.method
+    method = settings.adapter.method
     return ReportInputs(
         model=f"{method} on {settings.backbone.name}",
         method=method,
-        verdict=f"Mean video AUC on unseen test datasets is {cards['adapted'].video_auc.value:.3f}; the "
-        f"frozen-backbone probe reaches {cards['probe'].video_auc.value:.3f} (difference {gain.value:+.3f}, 95 % "
-        f"interval {gain.low:+.3f} to {gain.high:+.3f}).",
-        scores=scores,
-        scorecards=cards,
-        differences=gains,
+        verdict=_verdict(results),
+        scores=results.scores,
+        decisions=results.decisions,
+        scorecards=results.cards,
+        differences=results.gains,
+        delong=results.delong,
+        robustness=results.robustness,
+        slices=results.slices,
+        mistakes=_mistakes(settings, results),
         history=pd.DataFrame(training["history"]),
         masks=training["mask_history"] if method == "masm" and settings.mask.kind != "none" else [],
         steps=training["steps"],
@@ -150,6 +185,24 @@ def _report_inputs(
             **json.loads((settings.root / "models/detector/detector.json").read_text())["versions"],
         },
     )
+
+
+def _verdict(results: Results) -> str:
+    adapted, probe = (number(results.cards[name].video_auc.value) for name in MODELS)
+    gain = results.gains["macro"]
+    return (
+        f"Mean video AUC on unseen test datasets is {adapted}; the frozen-backbone probe reaches {probe} (difference "
+        f"{signed(gain.value)}, 95 % interval {gain.interval()})."
+    )
+
+
+def _mistakes(settings: Settings, results: Results) -> list[Mistake] | None:
+    """Pictures of the hardest errors, where the setting allows pictures in the report."""
+    if not (count := settings.evaluate.thumbnails):
+        return None
+    tables = {name: settings.table(name) for name in settings.with_role("test")}
+    threshold = results.decisions["adapted"]["video"].threshold
+    return hardest_mistakes(results.scores["adapted"], threshold, count, tables)
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
@@ -173,6 +226,7 @@ def _dataset_card(settings: Settings, name: str, digest: str, note: str) -> Data
         videos=len(rows.drop_duplicates(["method", "video_id"])),
         frames=len(rows),
         digest=digest,
+        licence=settings.licence(name),
         note=note,
     )
 

@@ -23,11 +23,11 @@ from safetensors.torch import save_file
 
 from masm.backbones import STARTER, build_backbone
 from masm.backbones.inspection import file_hash
-from masm.cluster import PACKAGE, connected, discard
+from masm.cluster import connected, discard
 from masm.data.importers.drawn import DrawnPhotograph
 from masm.data.importers.folder import FilePhotograph
 from masm.data.importers.photograph import Photograph
-from masm.data.versions import code_digest
+from masm.data.versions import PACKAGE, code_digest
 from masm.data.views import DRAWN_VIEWS, Viewing, Views, digest_of, drawn_people, make_views, photographs_in
 from masm.objective import ALONE, Place
 from masm.pretraining import Pretrainer, PretrainRecipe, TermWeights

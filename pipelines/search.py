@@ -19,9 +19,9 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 from rich.progress import Progress
 
-from masm.cluster import connected, discard, work_name
+from masm.cluster import connected, discard
 from masm.data.frames import load_frames
-from masm.data.versions import fetch_missing
+from masm.data.versions import fetch_missing, work_name
 from masm.errors import UserError
 from masm.evaluation import macro_video_auc
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, weights_digest

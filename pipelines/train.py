@@ -9,18 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.train
 import torch
 from ray.train import Checkpoint
 from rich.console import Console
+from scipy.special import expit
 
-from masm.cluster import connected, discard, work_name
+from masm.cluster import connected, discard
 from masm.data.frames import Frames, load_frames
 from masm.data.profile import crop_profile
-from masm.data.versions import fetch_missing, in_checkout
+from masm.data.versions import fetch_missing, in_checkout, work_name
+from masm.decisions import fit_decisions
 from masm.detector import Detector
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best, weights_digest
-from masm.metrics import choose_threshold, fit_calibration
 from masm.objective import ALONE, Place
 from masm.probe import fit_probe
 from masm.settings import Settings
@@ -83,8 +85,8 @@ def worker(config: dict[str, Any]) -> None:
 
 
 def _write(settings: Settings, found: Hyperparameters, trainer: Trainer, weights: str) -> None:
-    """The detector and the probe, each with threshold and calibration fitted on validation; `weights` is the digest
-    of the backbone's."""
+    """The detector and the probe, each with its decisions fitted on validation; `weights` is the digest of the
+    backbone's."""
     models = settings.root / "models"
     card = _save(settings, trainer.detector, trainer.validation, models / "detector")
     probe = build_detector(settings, None)
@@ -94,7 +96,7 @@ def _write(settings: Settings, found: Hyperparameters, trainer: Trainer, weights
         "val_auc": trainer.best_auc,
         "probe_val_auc": probe_auc,
         "loss": trainer.history[-1]["loss"],
-        "threshold": card["threshold"],
+        **{f"{level}_threshold": decision["threshold"] for level, decision in card["decisions"].items()},
         "trainable_parameters": sum(p.numel() for p in trainer.detector.parameters() if p.requires_grad),
     }
     record = {
@@ -112,12 +114,13 @@ def _write(settings: Settings, found: Hyperparameters, trainer: Trainer, weights
 def _save(settings: Settings, detector: Detector, validation: Frames, folder: Path) -> dict[str, Any]:
     """Write a detector folder, and return its card."""
     logits = predict(detector, validation.images, settings.evaluate.batch_size)
-    calibration = fit_calibration(validation.labels, logits)
-    probabilities = torch.sigmoid(torch.from_numpy(logits)).numpy()
+    scores, train = expit(logits.astype(np.float64)), settings.train
+    decisions = fit_decisions(
+        validation.labels, scores, validation.videos, train.false_positive_rate, train.calibration
+    )
     card = {
         "crop": asdict(crop_profile(settings)),
-        "threshold": choose_threshold(validation.labels, probabilities, settings.train.false_positive_rate),
-        "calibration": asdict(calibration),
+        "decisions": {level: decision.card() for level, decision in decisions.items()},
     }
     detector.save(folder, card)
     return card

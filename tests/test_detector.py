@@ -19,7 +19,7 @@ IMAGES = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
 LABELS = torch.tensor([0, 1, 0, 1])
 SEPARABLE = IMAGES * torch.tensor([0.3, 1.0, 0.3, 1.0]).reshape(4, 1, 1, 1)
 METHODS = ["masm", "effort", "lora", "layernorm", "full", "probe"]
-CARD = {"crop": {"detector": "given", "size": 16}, "threshold": 0.25, "calibration": {"temperature": 1.5}}
+CARD = {"crop": {"detector": "given", "size": 16}, "decisions": {"frame": {"threshold": 0.25}}}
 
 
 def backbone() -> Backbone:

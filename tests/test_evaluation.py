@@ -6,17 +6,23 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
+from masm.decisions import Decision, Isotonic, Level, Temperature
+from masm.delong import delong_difference
 from masm.errors import UserError
 from masm.evaluation import (
-    CURVE_POINTS,
     evaluate,
     macro_video_auc,
     paired_bootstrap,
-    roc_points,
+    paired_delong,
     video_scores,
 )
+
+DECISIONS: dict[Level, Decision] = {
+    "frame": Decision(0.6, Temperature(0.8, -0.2)),
+    "video": Decision(0.55, Isotonic((0.2, 0.5, 0.8), (0.1, 0.4, 0.9))),
+}
 
 
 def make_scores(
@@ -45,7 +51,7 @@ def make_scores(
     ]
     table = pd.DataFrame(videos).merge(pd.DataFrame({"frame_index": range(frames)}), how="cross")
     logits = table.pop("logit") + rng.normal(0, 0.3, len(table))
-    return table.assign(score=1 / (1 + np.exp(-logits)), outcome="ok")
+    return table.assign(score=1 / (1 + np.exp(-logits)), distortion="none", level=0, outcome="ok")
 
 
 def test_video_score_is_the_mean_of_the_scored_frames() -> None:
@@ -64,7 +70,7 @@ def test_four_methods_that_share_video_ids_are_four_times_as_many_videos() -> No
     methods = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
     scores = make_scores("ff", methods, people=140, photographs=1, frames=2)
     scores.loc[scores["method"] == "NeuralTextures", "score"] *= 0.5
-    row = evaluate(scores, threshold=0.5, draws=100).datasets[0]
+    row = evaluate(scores, DECISIONS, draws=100).datasets[0]
     assert (row.real_videos, row.fake_videos, row.videos) == (140, 560, 700)
     by_hand = scores.groupby(["method", "video_id"]).agg(label=("label", "first"), score=("score", "mean"))
     assert row.video_auc.value == pytest.approx(roc_auc_score(by_hand["label"], by_hand["score"]))
@@ -76,12 +82,12 @@ def test_four_methods_that_share_video_ids_are_four_times_as_many_videos() -> No
 
 def test_a_dataset_with_one_class_is_undefined_and_stays_out_of_the_mean() -> None:
     both, fakes = make_scores("both"), make_scores("fakes", seed=1)
-    card = evaluate(pd.concat([both, fakes[fakes["label"] == 1]]), threshold=0.5, draws=200)
+    card = evaluate(pd.concat([both, fakes[fakes["label"] == 1]]), DECISIONS, draws=200)
     assert math.isnan(card.datasets[1].video_auc.value)
     assert card.video_auc.value == card.datasets[0].video_auc.value
     assert macro_video_auc(pd.concat([both, fakes[fakes["label"] == 1]])) == card.video_auc.value
     assert math.isnan(macro_video_auc(fakes[fakes["label"] == 1]))
-    assert card.frame_auc == card.datasets[0].frame_auc
+    assert card.frame == card.datasets[0].frame
     assert [row["video AUC"] for row in card.table()][1] == "undefined"
     assert [row["95 % interval"] for row in card.table()][1] == "undefined"
     assert "fakes.video_auc" not in card.metrics()
@@ -90,7 +96,7 @@ def test_a_dataset_with_one_class_is_undefined_and_stays_out_of_the_mean() -> No
 
 def test_scorecard_equals_scikit_learn_and_is_plain_json() -> None:
     first, second = make_scores("a", ("swap", "reenact")), make_scores("b", quality=0.5, seed=3)
-    card = evaluate(pd.concat([first, second]), threshold=0.6, draws=500)
+    card = evaluate(pd.concat([first, second]), DECISIONS, draws=500)
     flat = json.loads(json.dumps(card.metrics(), allow_nan=False))
     for name, scores in {"a": first, "b": second}.items():
         videos = video_scores(scores)
@@ -107,10 +113,10 @@ def test_scorecard_equals_scikit_learn_and_is_plain_json() -> None:
 
 def test_intervals_are_reproducible_and_do_not_depend_on_the_other_datasets() -> None:
     first, second = make_scores("a"), make_scores("b", seed=3)
-    alone = evaluate(first, threshold=0.5, draws=300, seed=7)
-    together = evaluate(pd.concat([second, first]), threshold=0.5, draws=300, seed=7)
+    alone = evaluate(first, DECISIONS, draws=300, seed=7)
+    together = evaluate(pd.concat([second, first]), DECISIONS, draws=300, seed=7)
     assert alone.datasets[0] == together.datasets[1]
-    assert evaluate(first, threshold=0.5, draws=300, seed=8) != alone
+    assert evaluate(first, DECISIONS, draws=300, seed=8) != alone
 
 
 def test_interval_is_over_persons_where_a_person_has_several_videos() -> None:
@@ -120,7 +126,7 @@ def test_interval_is_over_persons_where_a_person_has_several_videos() -> None:
     many = pd.concat(copies, ignore_index=True)
 
     def width(scores: pd.DataFrame) -> float:
-        estimate = evaluate(scores, threshold=0.5, draws=2000).datasets[0].video_auc
+        estimate = evaluate(scores, DECISIONS, draws=2000).datasets[0].video_auc
         return estimate.high - estimate.low
 
     assert width(many) == pytest.approx(width(once))
@@ -131,14 +137,14 @@ def test_coverage_counts_videos_without_a_scored_frame() -> None:
     scores = make_scores(people=10, photographs=1)
     lost = (scores["video_id"] == "3_0") & (scores["method"] == "real")
     scores.loc[lost, ["score", "outcome"]] = [np.nan, "no face"]
-    row = evaluate(scores, threshold=0.5, draws=100).datasets[0]
+    row = evaluate(scores, DECISIONS, draws=100).datasets[0]
     assert (row.videos, row.real_videos, row.frames) == (19, 9, 57)
     assert row.coverage == pytest.approx(19 / 20)
 
 
 def test_nothing_scored_at_all_is_undefined() -> None:
     scores = make_scores(people=2).assign(outcome="no face", score=np.nan)
-    card = evaluate(scores, threshold=0.5, draws=100)
+    card = evaluate(scores, DECISIONS, draws=100)
     assert math.isnan(card.video_auc.value)
     assert card.datasets[0].coverage == 0
 
@@ -167,7 +173,7 @@ def broken(kind: str) -> pd.DataFrame:
 )
 def test_broken_scores_are_named(kind: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        evaluate(broken(kind), threshold=0.5, draws=100)
+        evaluate(broken(kind), DECISIONS, draws=100)
 
 
 @pytest.mark.parametrize("level", ["frame", "video"])
@@ -195,7 +201,7 @@ def test_paired_difference_equals_the_difference_of_scikit_learn_and_is_narrower
         by_hand.append(first - second)
     assert difference.value == pytest.approx(np.mean(by_hand))
     assert difference.low < difference.value < difference.high
-    unpaired = evaluate(a, threshold=0.5, draws=1000).video_auc
+    unpaired = evaluate(a, DECISIONS, draws=1000).video_auc
     assert difference.high - difference.low < unpaired.high - unpaired.low
 
 
@@ -217,15 +223,71 @@ def test_paired_comparison_leaves_out_datasets_of_one_class() -> None:
     assert math.isnan(paired_bootstrap(better, scores, ["reals"], draws=100).value)
 
 
-def test_curve_points_are_few_complete_and_hold_the_area() -> None:
-    scores = make_scores(people=200, photographs=3)
-    points = roc_points({"adapted": scores, "probe": scores}, level="frame")
-    assert list(points.columns) == ["dataset", "model", "fpr", "tpr"]
-    for _, curve in points.groupby("model"):
-        assert len(curve) <= CURVE_POINTS
-        assert tuple(curve.iloc[0][["fpr", "tpr"]]) == (0, 0)
-        assert tuple(curve.iloc[-1][["fpr", "tpr"]]) == (1, 1)
-        area = np.trapezoid(curve["tpr"], curve["fpr"])
-        assert area == pytest.approx(roc_auc_score(scores["label"], scores["score"]), abs=0.01)
-    one_class = scores[scores["label"] == 0]
-    assert roc_points({"adapted": one_class}).empty
+def test_each_level_is_judged_by_its_own_decision() -> None:
+    scores = pd.concat([make_scores("a", ("swap", "reenact")), make_scores("b", quality=0.5, seed=3)])
+    flat = evaluate(scores, DECISIONS, draws=100).metrics()
+    for level, rows in {"frame": scores, "video": video_scores(scores)}.items():
+        decision = DECISIONS[level]  # type: ignore[index]
+        for name, part in rows.groupby("dataset"):
+            labels, given = part["label"].to_numpy(), part["score"].to_numpy()
+            accuracy = balanced_accuracy_score(labels, given >= decision.threshold)
+            assert flat[f"{name}.{level}_balanced_accuracy"] == pytest.approx(accuracy, abs=1e-9)
+            precision = average_precision_score(labels, given)
+            assert flat[f"{name}.{level}_average_precision"] == pytest.approx(precision, abs=1e-9)
+            for stated, key in (
+                (decision.calibration.probability(given), "calibration_error"),
+                (given, "score_calibration_error"),
+            ):
+                assert flat[f"{name}.{level}_{key}"] == pytest.approx(gap_in_bins(labels, stated), abs=1e-9)
+        one = rows[(rows["dataset"] == "a") & rows["method"].isin(["real", "swap"])]
+        assert flat[f"a.swap.{level}_auc"] == pytest.approx(roc_auc_score(one["label"], one["score"]), abs=1e-9)
+        for figure in ("auc", "equal_error_rate", "calibration_error", "tpr_at_fpr_0.05"):
+            mean = (flat[f"a.{level}_{figure}"] + flat[f"b.{level}_{figure}"]) / 2
+            assert flat[f"macro.{level}_{figure}"] == pytest.approx(mean, abs=1e-12)
+
+
+def gap_in_bins(labels: np.ndarray, stated: np.ndarray) -> float:
+    """The calibration error, bin by bin."""
+    total = 0.0
+    for low in range(15):
+        inside = (stated * 15 >= low) & ((stated * 15 < low + 1) | (low == 14))
+        if inside.any():
+            total += inside.mean() * abs(labels[inside].mean() - stated[inside].mean())
+    return total
+
+
+def test_datasets_of_different_sources_stay_out_of_the_macro_means() -> None:
+    first, second = make_scores("a"), make_scores("b", quality=4, seed=3)
+    card = evaluate(pd.concat([first, second]), DECISIONS, draws=200, left_out={"b", "absent"})
+    alone = evaluate(first, DECISIONS, draws=200)
+    assert (card.video_auc, card.frame, card.video) == (alone.video_auc, alone.frame, alone.video)
+    assert card.left_out == ("b",)
+    assert math.isfinite(card.datasets[1].video_auc.value)
+    none = evaluate(second, DECISIONS, draws=200, left_out={"b"})
+    assert math.isnan(none.video_auc.value)
+    assert not any(name.startswith("macro.") for name in none.metrics())
+
+
+def test_distorted_frames_do_not_judge() -> None:
+    scores = make_scores()
+    distorted = scores.assign(distortion="blur", level=2, score=0.5)
+    assert evaluate(pd.concat([scores, distorted]), DECISIONS, draws=100) == evaluate(scores, DECISIONS, draws=100)
+
+
+def test_delong_is_of_independent_videos_alone() -> None:
+    several, single = make_scores(), make_scores(photographs=1, methods=("upsample",))
+    other = single.assign(score=np.random.default_rng((4,)).random(len(single)))
+    assert paired_delong(several, several, "upsample") is None  # a person has several videos
+    assert paired_delong(single, single, "upsample") is None  # a real one and a fake one
+    unknown, theirs = single.assign(identity=""), other.assign(identity="").sample(frac=1, random_state=0)
+    found = paired_delong(unknown, theirs, "upsample")
+    assert found is not None
+    a, b = (video_scores(table).sort_values(["method", "video_id"]) for table in (unknown, theirs))
+    expected = delong_difference(*(each.to_numpy() for each in (a["label"], a["score"], b["score"])))
+    assert found.p_value == pytest.approx(expected.p_value)
+    assert found.estimate.low == pytest.approx(expected.estimate.low)
+    bootstrap = paired_bootstrap(unknown, theirs, ["upsample"], draws=2000)
+    assert found.estimate.value == pytest.approx(bootstrap.value)
+    assert found.estimate.low == pytest.approx(bootstrap.low, abs=0.03)
+    assert found.estimate.high == pytest.approx(bootstrap.high, abs=0.03)
+    assert paired_delong(unknown[unknown["label"] == 0], theirs[theirs["label"] == 0], "upsample") is None

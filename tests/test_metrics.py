@@ -2,25 +2,25 @@ from __future__ import annotations
 
 import math
 import time
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
-from sklearn.linear_model import LogisticRegression
 
-from masm.errors import UserError
+from masm.decisions import choose_threshold
 from masm.metrics import (
     Sample,
     area_under_curve,
     average_precision,
     balanced_accuracy,
     bootstrap_areas,
-    choose_threshold,
     equal_error_rate,
     expected_calibration_error,
-    fit_calibration,
+    reliability_curve,
     resampling_weights,
     roc_curve,
     true_positive_rate_at,
@@ -48,25 +48,30 @@ def tied_samples(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 def test_curve_figures_equal_scikit_learn_with_ties(sample: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = sample
     assert area_under_curve(labels, scores) == pytest.approx(count_pairs(labels, scores), abs=1e-12)
-    assert area_under_curve(labels, scores) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
-    assert average_precision(labels, scores) == pytest.approx(sklearn_metrics.average_precision_score(labels, scores))
+    expected_area = sklearn_metrics.roc_auc_score(labels, scores)
+    assert area_under_curve(labels, scores) == pytest.approx(expected_area, abs=1e-9)
+    expected_precision = sklearn_metrics.average_precision_score(labels, scores)
+    assert average_precision(labels, scores) == pytest.approx(expected_precision, abs=1e-9)
     expected = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
     for ours, theirs in zip(roc_curve(labels, scores), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
 
 
 @given(tied_samples())
 def test_equal_error_rate_lies_on_the_curve_where_misses_equal_false_alarms(
     sample: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    curve = roc_curve(*sample)
-    rate = equal_error_rate(*sample)
-    # The curve crosses the anti-diagonal once: walk densely along its straight pieces.
-    t = np.linspace(0, len(curve.thresholds) - 1, 20_001)
-    steps = np.arange(len(curve.thresholds))
-    x, y = np.interp(t, steps, curve.false_positive_rate), np.interp(t, steps, curve.true_positive_rate)
-    nearest = int(np.argmin(np.abs(x + y - 1)))
-    assert rate == pytest.approx(x[nearest], abs=2e-3)
+    """Where the straight pieces of scikit-learn's curve cross the line of equal errors, in fractions."""
+    reals, fakes = (int(np.sum(sample[0] == label)) for label in (0, 1))
+    false_alarms, hits, _ = sklearn_metrics.roc_curve(*sample, drop_intermediate=False)
+    corners = [
+        (Fraction(round(x * reals), reals), Fraction(round(y * fakes), fakes))
+        for x, y in zip(false_alarms, hits, strict=True)
+    ]
+    for (x, y), (right, up) in pairwise(corners):
+        if x + y <= 1 <= right + up:
+            crossing = x + (1 - x - y) / (right + up - x - y) * (right - x)
+    assert equal_error_rate(*sample) == pytest.approx(float(crossing), abs=1e-9)
 
 
 def test_equal_error_rate_of_a_known_case() -> None:
@@ -85,29 +90,13 @@ def test_operating_points_equal_a_search_over_all_thresholds(
     candidates = np.append(np.unique(scores), np.inf)
     rates = [((scores >= t)[labels == 0].mean(), (scores >= t)[labels == 1].mean()) for t in candidates]
     best = max(hit for false_alarm, hit in rates if false_alarm <= limit)
-    assert true_positive_rate_at(labels, scores, limit) == pytest.approx(best)
+    assert true_positive_rate_at(labels, scores, limit) == pytest.approx(best, abs=1e-9)
     threshold = choose_threshold(labels, scores, limit)
     assert (scores >= threshold)[labels == 0].mean() <= limit
     assert (scores >= threshold)[labels == 1].mean() == pytest.approx(best)
     assert balanced_accuracy(labels, scores, threshold) == pytest.approx(
-        sklearn_metrics.balanced_accuracy_score(labels, scores >= threshold)
+        sklearn_metrics.balanced_accuracy_score(labels, scores >= threshold), abs=1e-9
     )
-
-
-def test_threshold_counts_shares_that_floating_point_cannot_hold() -> None:
-    labels, scores = np.zeros(100, dtype=int), np.arange(100) / 100
-    assert (scores >= choose_threshold(labels, scores, 0.29)).sum() == 29
-    assert (scores >= choose_threshold(labels, scores, 0.0)).sum() == 0
-
-
-def test_threshold_keeps_away_from_the_scores() -> None:
-    threshold = choose_threshold(np.array([0, 0, 1]), np.array([0.2, 0.4, 0.8]), 0.0)
-    assert threshold == pytest.approx(0.6)
-
-
-def test_threshold_without_reals_is_the_users_mistake() -> None:
-    with pytest.raises(UserError, match="real validation samples"):
-        choose_threshold(np.ones(3), np.arange(3.0), 0.05)
 
 
 @pytest.mark.parametrize("label", [0, 1])
@@ -123,53 +112,29 @@ def test_one_class_is_undefined(label: int) -> None:
     assert all(math.isnan(figure) for figure in figures)
 
 
-def test_calibration_recovers_the_distortion_of_true_log_odds() -> None:
-    rng = np.random.default_rng((5, 1))
-    log_odds = rng.normal(0, 2, 40_000)
-    labels = (rng.random(40_000) < 1 / (1 + np.exp(-log_odds))).astype(int)
-    calibration = fit_calibration(labels, 3 * (log_odds - 0.5))
-    assert calibration.temperature == pytest.approx(3, rel=0.05)
-    assert calibration.bias == pytest.approx(0.5, abs=0.05)
-    raw = 1 / (1 + np.exp(-3 * (log_odds - 0.5)))
-    after = expected_calibration_error(labels, calibration.probability(3 * (log_odds - 0.5)))
-    assert after < 0.01 < 0.05 < expected_calibration_error(labels, raw)
-
-
-def test_calibration_equals_unpenalised_logistic_regression_on_large_data() -> None:
-    rng = np.random.default_rng((5, 2))
-    labels = rng.integers(0, 2, 20_000)
-    logits = rng.normal(4 * labels - 1, 3)
-    reference = LogisticRegression(C=np.inf, tol=1e-10).fit(logits[:, None], labels)
-    calibration = fit_calibration(labels, logits)
-    assert 1 / calibration.temperature == pytest.approx(reference.coef_[0, 0], rel=2e-3)
-    assert calibration.bias == pytest.approx(reference.intercept_[0], abs=5e-3)
-
-
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_calibration_of_separable_or_reversed_data_stays_finite_and_never_turns_round(scale: float) -> None:
-    labels = np.array([0] * 20 + [1] * 20)
-    logits = scale * np.linspace(-1, 1, 40)
-    for logit in (logits, -logits):
-        calibration = fit_calibration(labels, logit)
-        probability = calibration.probability(logit)
-        assert calibration.temperature > 0
-        assert np.isfinite(calibration.bias)
-        assert np.all((probability >= 0) & (probability <= 1))
-    # Platt's targets: 40 separable samples never justify more certainty than 21 / 22 on average.
-    sure = fit_calibration(labels, logits).probability(logits)
-    assert sure[labels == 1].mean() <= 21 / 22 + 1e-3
-
-
-def test_calibration_needs_both_classes() -> None:
-    with pytest.raises(UserError, match="one class"):
-        fit_calibration(np.ones(5), np.arange(5.0))
-
-
 def test_calibration_error_of_a_known_case() -> None:
     labels = np.array([0, 1, 1, 1])
     probabilities = np.array([0.05, 0.05, 0.95, 1.0])
     expected = 0.5 * abs(0.5 - 0.05) + 0.5 * abs(1 - 0.975)
     assert expected_calibration_error(labels, probabilities, bins=10) == pytest.approx(expected)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 30)), min_size=1, max_size=60))
+def test_reliability_equals_a_loop_over_the_bins(rows: list[tuple[int, int]]) -> None:
+    labels, steps = np.array(rows).T
+    stated = steps / 30
+    curve, error = reliability_curve(labels, stated, bins=7), 0.0
+    place = 0
+    for low in range(7):
+        inside = [(y, p) for y, p in zip(labels, stated, strict=True) if min(int(p * 7), 6) == low]
+        if inside:
+            share, mean = (sum(each) / len(inside) for each in zip(*inside, strict=True))
+            assert (curve.fakes[place], curve.probability[place]) == pytest.approx((share, mean), abs=1e-12)
+            assert curve.counts[place] == len(inside)
+            error += len(inside) / len(labels) * abs(share - mean)
+            place += 1
+    assert place == len(curve.counts)
+    assert expected_calibration_error(labels, stated, bins=7) == pytest.approx(error, abs=1e-9)
 
 
 def clustered_sample(seed: int, people: int, tied: bool) -> Sample:

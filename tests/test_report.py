@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -12,12 +13,22 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from masm.data.table import write_table
+from masm.delong import Difference
+from masm.errors import UserError
 from masm.evaluation import evaluate, paired_bootstrap
-from masm.plots import MaskState, _group_styles, embedding_map, free_shares, mask_course
-from masm.report import DatasetCard, ReportInputs, flatten, signed, write_report
-from masm.scorecard import number
+from masm.plots.embeddings import _group_styles, embedding_map
+from masm.plots.subspaces import MaskState, free_shares, mask_course
+from masm.promotion import Condition, Verdict
+from masm.report import DatasetCard, Mistake, ReportInputs, hardest_mistakes, insert_verdict, write_report
+from masm.report.render import flatten
+from masm.robustness import robustness
+from masm.scorecard import Estimate, number, signed
 from masm.separability import GROUPINGS, separability
-from tests.test_evaluation import make_scores
+from masm.slices import slice_table
+from tests.data import tables
+from tests.test_evaluation import DECISIONS, make_scores
+from tests.test_robustness import with_distortions
 from tests.test_separability import make_embeddings
 
 
@@ -39,17 +50,24 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
             "subspaces": 4,
         }
     )
-    frames = scores["adapted"].query("frame_index == 0").assign(sample_id="s")
+    numbers = scores["adapted"]["video_id"].str.split("_").str[0].astype(int)
+    scores["adapted"] = with_distortions(scores["adapted"].assign(face_size=60.0 + numbers), people=8)
+    frames = scores["adapted"].query("frame_index == 0 and level == 0").assign(sample_id="s")
     return ReportInputs(
         model="masm on the starter backbone",
         method="masm",
         verdict="Promoted: mean video AUC rises by 0.15 over the champion.",
         scores=scores,
-        scorecards={name: evaluate(table, threshold=0.6, draws=300) for name, table in scores.items()},
+        scorecards={name: evaluate(table, DECISIONS, draws=300) for name, table in scores.items()},
         differences={
             **{n: paired_bootstrap(scores["adapted"], scores["probe"], [n], draws=300) for n in names},
             "macro": paired_bootstrap(scores["adapted"], scores["probe"], names, draws=300),
         },
+        decisions=dict.fromkeys(scores, DECISIONS),
+        delong={names[0]: Difference(Estimate(0.123, 0.045, 0.201), 0.00231)},
+        robustness=robustness(scores["adapted"], draws=100, seed=0),
+        slices=slice_table(scores["adapted"], "face_size", draws=100, seed=0),
+        mistakes=[Mistake(names[0], "real", "v<7>", 0, 0.987, "AAAA")],
         history=pd.DataFrame(
             {"epoch": [1, 2, 3, 4], "loss": [0.7, 0.4, 0.3, 0.25], "val_auc": [0.7, 0.9, 0.95, 0.94]}
         ),
@@ -69,8 +87,8 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
         separability=separability(frames, make_embeddings(frames), seed=0),
         trials=trials,
         datasets=[
-            DatasetCard("swap", "train", 80, 640, 2560, "d41d8cd98f00b204e9800998ecf8427e"),
-            DatasetCard("phone", "test", 20, 120, 360, "9e107d9d372bb6826bd81d3542a419d6", "a second camera"),
+            DatasetCard("swap", "train", 80, 640, 2560, "d41d8cd98f00b204e9800998ecf8427e", "CC BY 4.0"),
+            DatasetCard("phone", "test", 20, 120, 360, "9e107d9d372bb6826bd81d3542a419d6", "ours", "another camera"),
         ],
         candidates=3,
         settings={"train": {"lr": 0.001, "workers": 2}, "datasets": {"swap": {"role": "train"}}},
@@ -102,7 +120,7 @@ class _Elements(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "img"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -115,7 +133,7 @@ class _Elements(HTMLParser):
 def test_report_holds_every_figure(inputs: ReportInputs, html: str) -> None:
     for card in inputs.scorecards.values():
         for row in card.datasets:
-            for figure in (number(row.frame_auc), number(row.video_auc.value), row.video_auc.interval()):
+            for figure in (number(row.frame.auc), number(row.video_auc.value), row.video_auc.interval()):
                 assert figure in html
         assert card.video_auc.interval() in html
     for difference in inputs.differences.values():
@@ -131,7 +149,13 @@ def test_report_holds_every_figure(inputs: ReportInputs, html: str) -> None:
         inputs.verdict,
         "phone: reenact",
         "d41d8cd98f00b204e9800998ecf8427e",
+        "CC BY 4.0",
         "train.lr",
+        "p = 0.0023",
+        "v&lt;7&gt;",
+        number(inputs.robustness.area.value),
+        number(inputs.robustness.drop.value),
+        "not judged yet",
     ):
         assert text in html
 
@@ -143,7 +167,7 @@ def test_report_needs_nothing_from_outside(html: str) -> None:
         if not name.startswith("xmlns"):
             assert "://" not in value, (tag, name, value)
         if name in ("href", "xlink:href", "src"):
-            assert value.startswith(("#", "data:image/png;base64,"))
+            assert value.startswith(("#", "data:image/png;base64,", "data:image/jpeg;base64,"))
     assert set(re.findall(r"https?://[^\"'<\s]+", html)) == {
         "http://www.w3.org/2000/svg",
         "http://www.w3.org/1999/xlink",
@@ -153,7 +177,7 @@ def test_report_needs_nothing_from_outside(html: str) -> None:
 
 def test_plots_are_well_formed_and_refer_to_identifiers_that_are_there(html: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(plots) == 2 + 3 + 3 + 1 + 3 + 2 + 2 + 2
+    assert len(plots) == 2 + 3 + 3 + 3 + 6 + 3 + 1 + 3 + 2 + 2 + 2
     for svg in plots:
         ElementTree.fromstring(svg)
         referred = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
@@ -182,7 +206,7 @@ def test_a_dataset_of_one_class_is_said_to_be_undefined(inputs: ReportInputs, tm
         return table[(table["dataset"] != "phone") | (table["label"] == 0)]
 
     scores = {model: reals_of_phone(table) for model, table in inputs.scores.items()}
-    cards = {model: evaluate(table, threshold=0.6, draws=100) for model, table in scores.items()}
+    cards = {model: evaluate(table, DECISIONS, draws=100) for model, table in scores.items()}
     path = tmp_path / "report.html"
     write_report(path, replace(inputs, scores=scores, scorecards=cards))
     html = path.read_text()
@@ -196,10 +220,23 @@ def test_parts_that_did_not_run_are_said_to_be_absent(inputs: ReportInputs, tmp_
     none = replace(inputs.separability, groupings=(), datasets=(), points=empty)
     write_report(
         path,
-        replace(inputs, history=empty, masks=[], trials=empty, differences={}, shares=empty, separability=none),
+        replace(
+            inputs,
+            history=empty,
+            masks=[],
+            trials=empty,
+            differences={},
+            delong={},
+            shares=empty,
+            separability=none,
+            robustness=replace(inputs.robustness, table=inputs.robustness.table.iloc[:0]),
+            slices=empty,
+            mistakes=None,
+        ),
     )
     html = path.read_text()
-    for sentence in ("No embeddings", "No history", "no layer mask", "no search", "no artifact subspaces"):
+    absent = ["No embeddings", "No history", "no layer mask", "no search", "no artifact subspaces"]
+    for sentence in (*absent, "No frames were distorted", "No column", "No pictures were asked for"):
         assert sentence in html
 
 
@@ -209,6 +246,64 @@ def test_each_training_dataset_has_its_course_or_is_undefined(inputs: ReportInpu
     html = (tmp_path / "report.html").read_text()
     assert "Validation AUC: swap<" in html.replace("-->", "<")
     assert "Validation AUC: reals (undefined)" in html
+
+
+def test_the_verdict_takes_the_place_of_not_judged_yet_and_of_a_former_one(html: str) -> None:
+    conditions = (Condition("gain", 0.01, -0.123, False), Condition("latency", 50, math.nan, True, "not measured"))
+    judged = Verdict(False, "not better: <tie>", Estimate(0.9, 0.8, 0.95), conditions=conditions)
+    first = insert_verdict(html, judged)
+    for cell in ("gain", "-0.123", "0.01", "no", "undefined", "50", "yes"):
+        assert f"<td>{cell}</td>" in first
+    assert "not measured" in first
+    assert "not judged yet" not in first
+    assert "<b>Held</b>: not better: &lt;tie&gt;." in first
+    assert _Elements(first).open == []
+    second = insert_verdict(first, Verdict(True, r"better by \1", Estimate(0.9, 0.8, 0.95)))
+    assert "not better" not in second
+    assert r"<b>Promoted</b>: better by \1." in second
+    assert second.replace(second[second.index("<!-- gate") : second.index("<!-- /gate")], "") == html.replace(
+        html[html.index("<!-- gate") : html.index("<!-- /gate")], ""
+    )
+    with pytest.raises(UserError, match="no section for the gate"):
+        insert_verdict("<p>an older report</p>", Verdict(True, "better", Estimate(0.9, 0.8, 0.95)))
+
+
+def test_datasets_of_two_sources_are_said_to_be_out_of_the_mean(inputs: ReportInputs, tmp_path: Path) -> None:
+    cards = {
+        model: evaluate(table, DECISIONS, draws=100, left_out={"phone"}) for model, table in inputs.scores.items()
+    }
+    write_report(tmp_path / "report.html", replace(inputs, scorecards=cards))
+    html = (tmp_path / "report.html").read_text()
+    assert html.count("not in the mean: two sources") == 1
+    assert html.index("phone<br>") < html.index("not in the mean") < html.index("macro mean")
+
+
+def test_the_hardest_errors_are_found_and_shown(tmp_path: Path) -> None:
+    """Each video's picture is of a grey of its own, so that a thumbnail says what it shows."""
+    scores = make_scores("a", people=10, photographs=1, frames=2)
+    scores["sample_id"] = "a/" + scores["method"] + "/" + scores["video_id"] + "/" + scores["frame_index"].astype(str)
+    greys = {name: 20 + 5 * index for index, name in enumerate(scores["sample_id"])}
+    rows = []
+    for name, grey in greys.items():
+        image = cv2.imencode(".png", np.full((40, 40, 3), grey, np.uint8))[1].tobytes()
+        method, video, frame = name.split("/")[1:]
+        rows.append(tables.row("a", method, video, int(frame), image))
+    write_table(tmp_path / "a", rows, [])
+    videos = scores.groupby(["method", "video_id"])["score"].mean()
+    found = hardest_mistakes(scores, 0.5, 2, {"a": tmp_path / "a"})
+    real, fake = videos["real"].sort_values(ascending=False), videos["upsample"].sort_values()
+    expected = [*real[real >= 0.5].index[:2], *fake[fake < 0.5].index[:2]]
+    assert [each.video_id for each in found] == expected
+    assert {each.label for each in found} == {0, 1}
+    for each in found:
+        own = scores[(scores["method"] == each.method) & (scores["video_id"] == each.video_id)]
+        worst = own.sort_values("score", ascending=bool(each.label)).iloc[0]
+        pixels = cv2.imdecode(np.frombuffer(base64.b64decode(each.jpeg), np.uint8), cv2.IMREAD_COLOR)
+        assert pixels.mean() == pytest.approx(greys[worst["sample_id"]], abs=1)
+        assert max(pixels.shape) == 112
+        assert each.score == pytest.approx(videos[each.method, each.video_id])
+    right = scores.assign(score=scores["label"].astype(float))
+    assert hardest_mistakes(right, 0.5, 2, {}) == []
 
 
 def test_free_share_weighs_each_decision_by_the_steps_it_held() -> None:

@@ -5,8 +5,10 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
@@ -14,15 +16,16 @@ from sklearn.metrics import roc_auc_score
 from masm.backbones import STARTER
 from masm.data.frames import load_frames
 from masm.data.ingest import ingest
+from masm.data.parts import plan
 from masm.data.stored import decode
-from masm.data.table import read_table, write_table
+from masm.data.table import SCHEMA, read_table, write_table
 from masm.errors import UserError
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, read_best, weights_digest
 from masm.losses import LossSettings
 from masm.metrics import area_under_curve
 from masm.probe import embed, fit_probe
-from masm.scoring import score, subspace_shares
-from masm.settings import Losses, Settings
+from masm.scoring import FACTS, score, score_parts, score_rows, subspace_shares
+from masm.settings import Evaluate, Losses, Settings
 from masm.training import predict
 from tests.adapters.models import perturb
 from tests.data.test_ingest import make_settings
@@ -51,6 +54,33 @@ def test_every_frame_is_scored_once_and_in_its_place(settings: Settings) -> None
         with torch.inference_mode():
             logits = detector.eval()(decode(table["image"].tolist()).float() / 255)
         np.testing.assert_allclose(own["score"], torch.sigmoid(logits.double()).numpy(), atol=1e-6)
+
+
+def test_scores_carry_the_slices_of_the_tables(settings: Settings) -> None:
+    evaluate = settings.evaluate.model_copy(update={"slices": ("compression", "face_size")})
+    scores = score(build_detector(settings, None), settings.model_copy(update={"evaluate": evaluate}), ["upsample"])
+    rows = read_table(settings.table("upsample"), ["compression", "bbox"]).to_pandas()
+    assert scores["compression"].tolist() == rows["compression"].tolist()
+    np.testing.assert_array_equal(scores["face_size"], [max(box[2:]) for box in rows["bbox"]])
+    assert set(scores["distortion"]) == {"none"}
+    assert set(scores["level"]) == {0}
+
+
+def test_slices_are_columns_of_the_face_tables() -> None:
+    known = set(get_args(get_args(Evaluate.model_fields["slices"].annotation)[0]))
+    assert known - set(SCHEMA.names) == {"face_size"}
+    assert not known & set(FACTS)
+
+
+@pytest.mark.parametrize("change", ["dropped", "doubled", "moved"])
+def test_scores_of_other_frames_than_the_tables_are_refused(settings: Settings, change: str) -> None:
+    parts = plan(settings, ["upsample"])
+    scored = {part.name: scores for part, scores in score_parts(build_detector(settings, None), settings, parts)}
+    rows = range(len(next(iter(scored.values()))))
+    other = {"dropped": rows[:-1], "doubled": [*rows[:-1], 0], "moved": [1, 0, *rows[2:]]}[change]
+    assert len(pa.concat_tables(score_rows(settings, parts, lambda part: scored[part.name]))) == len(rows)
+    with pytest.raises(UserError, match=r"are not of the frames that .*upsample has there"):
+        list(score_rows(settings, parts, lambda part: scored[part.name].take(pa.array(other))))
 
 
 def test_scoring_keeps_no_feature_maps(settings: Settings, tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ def test_the_shipped_file_loads() -> None:
         ("pretrain.folder", "faces", "pretrain: folder needs detector_weights"),
         ("pretrain.people", 0, "pretrain: people 0 and no folder leave nothing to learn from"),
         ("pretrain.batch_size", 127, "pretrain: batch_size (127) must be a multiple of workers (2)"),
+        ("licences", {"swapp": "CC BY 4.0"}, "licences.swapp is of no dataset: name one, or faces"),
+        ("train.calibration", "platt", "train.calibration: Input should be 'temperature' or 'isotonic'"),
         ("root", "/", "root: not a setting"),
     ],
 )
@@ -145,6 +147,14 @@ def test_addresses_are_absolute_and_the_environment_goes_first(
     settings = load_settings(path)
     assert settings.mlflow.tracking_uri == "http://tracking:5000"
     assert settings.ray.address == "ray-head:6379"
+
+
+def test_forgeries_have_the_licence_of_the_faces_that_they_are_made_from(tmp_path: Path) -> None:
+    assert load_settings(write(tmp_path)).licence("swap") == "drawn here, of nobody"
+    photographs = {"faces.source": "photographs", "faces.folder": "faces"}
+    assert load_settings(write(tmp_path, photographs)).licence("swap") == "not stated"
+    settings = load_settings(write(tmp_path, photographs | {"licences": {"faces": "CC BY 4.0", "denoise": "ours"}}))
+    assert [settings.licence(name) for name in ("swap", "denoise")] == ["CC BY 4.0", "ours"]
 
 
 def test_fingerprint_depends_on_every_setting(tmp_path: Path) -> None:

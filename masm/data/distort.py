@@ -29,6 +29,8 @@ LEVELS: dict[str, tuple[float, ...]] = {
 }
 """What each level of a kind is, from level 1 on."""
 
+CLEAN = "none"
+"""What stands in place of a kind for images as they are, whose level is 0."""
 BLOCK_SIDE = 8
 BLOCK_IMAGE_SIDE = 256
 GREY = 128

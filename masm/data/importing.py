@@ -43,6 +43,7 @@ class Request:
     strict: bool = False
     compression: str | None = None
     labels: Path | None = None
+    licence: str | None = None
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,13 @@ def import_dataset(settings: Settings, request: Request, progress: Callable[[int
     digest = write_index(index, indexed, root)
     place = index.relative_to(settings.root)
     entry = ImportedDataset.model_validate({"role": request.role, "index": place, "digest": digest, "splits": splits})
-    set_dataset(settings.root / "params.yaml", request.name, entry.model_dump(mode="json"))
+    set_dataset(settings.root / "params.yaml", request.name, entry.model_dump(mode="json"), request.licence)
     videos = dict(Counter((clip.split, clip.method) for clip in clips))
     return Imported(entry, index, videos, len(files), missing, notes, shared)
 
 
-def set_dataset(params: Path, name: str, entry: dict[str, Any]) -> None:
-    """Set datasets.NAME in a params.yaml; its comments stay.
+def set_dataset(params: Path, name: str, entry: dict[str, Any], licence: str | None = None) -> None:
+    """Set datasets.NAME in a params.yaml, and licences.NAME where one is given; its comments stay.
 
     The file is replaced in one step.
     """
@@ -123,6 +124,8 @@ def set_dataset(params: Path, name: str, entry: dict[str, Any]) -> None:
     node = CommentedMap(entry)
     node.fa.set_flow_style()
     _set_last(tree["datasets"], name, node)
+    if licence is not None:
+        tree.setdefault("licences", CommentedMap())[name] = licence
     partial = params.with_name(f".{params.name}.partial-{os.getpid()}")
     with partial.open("w") as stream:
         yaml.dump(tree, stream)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import cv2
 import numpy as np
@@ -21,6 +21,9 @@ import torch
 
 from masm.data.table import sha256, table_shards
 from masm.errors import UserError
+
+Item = TypeVar("Item")
+Loaded = TypeVar("Loaded")
 
 OPEN_FILES = 256
 """Shards that are kept open; systems allow a process 1,024 files or more."""
@@ -120,7 +123,15 @@ def stored_images(tables: Sequence[Path]) -> StoredImages:
     Raises:
         UserError: a table is missing or damaged.
     """
-    paths = [path for table in tables for path in table_shards(table)]
+    return shard_images([path for table in tables for path in table_shards(table)])
+
+
+def shard_images(paths: Sequence[Path]) -> StoredImages:
+    """All images of some shards, in the order in which they were written.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
     shards, offsets, lengths = zip(*map(_find, paths), strict=True)
     numbers = np.repeat(np.arange(len(shards), dtype=np.int32), [len(own) for own in offsets])
     return StoredImages(shards, numbers, np.concatenate(offsets), np.concatenate(lengths))
@@ -190,24 +201,34 @@ def sample_ids(images: Sequence[bytes], rows: np.ndarray) -> list[str]:
 
 
 def decoded(images: Sequence[bytes], batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
-    """`decode` of each batch of rows, in order, by as many threads as torch has, ahead of the caller.
-
-    Each thread has a batch to itself and one more waits, so that memory holds a few batches, however many
-    there are.
+    """`decode` of each batch of rows, in order, ahead of the caller (`ahead`).
 
     Raises:
         UserError: as for `decode`, when it is the damaged batch's turn.
     """
+    yield from (pixels for _, pixels in ahead(lambda rows: decode(pick(images, rows)), batches))
+
+
+def ahead(load: Callable[[Item], Loaded], items: Iterable[Item]) -> Iterator[tuple[Item, Loaded]]:
+    """Each item with what is loaded of it, in order, by as many threads as torch has, ahead of the caller.
+
+    Each thread has an item to itself and one more waits, so that memory holds a few, however many there are.
+
+    Raises:
+        Exception: what `load` raised, when it is the item's turn.
+    """
     threads = torch.get_num_threads()
-    waiting: deque[Future[torch.Tensor]] = deque()
+    waiting: deque[tuple[Item, Future[Loaded]]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
     try:
-        for rows in batches:
-            waiting.append(pool.submit(lambda rows: decode(pick(images, rows)), rows))
+        for item in items:
+            waiting.append((item, pool.submit(load, item)))
             if len(waiting) > threads:
-                yield waiting.popleft().result()
+                first, future = waiting.popleft()
+                yield first, future.result()
         while waiting:
-            yield waiting.popleft().result()
+            first, future = waiting.popleft()
+            yield first, future.result()
     finally:  # also where the caller stops early
         pool.shutdown(wait=True, cancel_futures=True)
 

@@ -182,6 +182,26 @@ def read_shards(folder: Path, columns: Sequence[str] | None = None, split: str |
         raise UserError(f"{folder} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
 
 
+def read_rows(shard: Path, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Some rows of a shard, in the order of their numbers in `rows`; only the row groups that hold them are read.
+
+    Raises:
+        UserError: the shard is damaged, or has no such row.
+    """
+    wanted = np.asarray(rows)
+    try:
+        with pq.ParquetFile(shard) as file:
+            sizes = np.array([file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)])
+            ends = np.cumsum(sizes)
+            group_of = np.searchsorted(ends, wanted, side="right")
+            groups = np.unique(group_of)
+            first = np.cumsum(sizes[groups]) - ends[groups]  # from a row's number in the shard to that in what is read
+            read = file.read_row_groups(groups.tolist(), columns=list(columns), use_threads=False)
+        return read.take(pa.array(wanted + first[np.searchsorted(groups, group_of)]))
+    except (pa.ArrowException, OSError, KeyError, IndexError) as error:
+        raise UserError(f"{shard} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
+
+
 def table_shards(folder: Path) -> list[Path]:
     """The Parquet files of a face table, in order.
 

@@ -17,6 +17,8 @@ from filelock import FileLock
 from masm.errors import UserError
 from masm.settings import Settings, fingerprint
 
+PACKAGE = Path(__file__).parents[1]
+
 
 def digests(settings: Settings) -> dict[str, str]:
     """The MD5 of each dataset's face table, as dvc.lock holds it.
@@ -32,6 +34,18 @@ def digests(settings: Settings) -> dict[str, str]:
             raise UserError(f"dvc.lock does not know datasets.{name}: run `dvc repro ingest@{name}` first.")
         found[name] = stage["outs"][0]["md5"]
     return found
+
+
+def work_name(stage: str, settings: Settings, *parts: object) -> str:
+    """The name of a stage's work in progress: another one whenever settings, data or code differ, or any of `parts`.
+
+    A stage resumes whatever it finds under a name, so that a name must never be used for other work: what it reads
+    beside the face tables, the backbone's weights above all, goes into `parts`.
+    """
+    data = list(digests(settings).values())
+    return (
+        f"{stage}-{fingerprint(settings.seed, settings.crop, settings.backbone, data, code_digest(PACKAGE), *parts)}"
+    )
 
 
 def code_digest(package: Path) -> str:

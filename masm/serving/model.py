@@ -19,8 +19,8 @@ from scipy.special import expit
 
 from masm.data.faces import CropProfile, FaceCropper, find_face
 from masm.data.images import ImageError, decode_image
+from masm.decisions import read_decisions
 from masm.detector import Detector
-from masm.metrics import Calibration
 
 BATCH_SIZE = 32
 FIGURES = ["score", "probability", "verdict"]
@@ -33,8 +33,7 @@ class DetectorModel(PythonModel):
         """Load the merged detector, and the face detector that its crop profile names."""
         self.detector = Detector.load(Path(context.artifacts["detector"]), merged=True).eval()
         card = self.detector.card
-        self.threshold = float(card["threshold"])
-        self.calibration = Calibration(**card["calibration"])
+        self.decision = read_decisions(card)["frame"]
         weights = context.artifacts.get("face_detector")
         self.cropper = FaceCropper(CropProfile(**card["crop"]), Path(weights) if weights else None)
 
@@ -83,10 +82,9 @@ class DetectorModel(PythonModel):
 
     def _figures(self, crops: list[np.ndarray]) -> np.ndarray:
         """(n, 3) score, probability and verdict of crops."""
-        logits = self._logits(crops)
-        scores = expit(logits)
-        verdicts = np.where(scores >= self.threshold, "fake", "real")
-        return np.stack([scores, self.calibration.probability(logits), verdicts.astype(object)], axis=1)
+        scores = expit(self._logits(crops))
+        verdicts = np.where(scores >= self.decision.threshold, "fake", "real")
+        return np.stack([scores, self.decision.calibration.probability(scores), verdicts.astype(object)], axis=1)
 
     @torch.inference_mode()
     def _logits(self, crops: list[np.ndarray]) -> np.ndarray:

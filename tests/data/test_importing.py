@@ -48,6 +48,18 @@ def test_the_entry_is_added_and_the_rest_of_params_stays(workspace: Path, tmp_pa
     assert found.straddling == STRADDLING
 
 
+def test_the_licence_stands_apart_so_that_no_ingest_is_repeated_for_it(workspace: Path, tmp_path: Path) -> None:
+    tree = ffpp_tree(tmp_path / "ff")
+    entry = bring_in(workspace, "ffpp", tree).entry
+    assert load_settings(workspace / "params.yaml").licence("mine") == "not stated"
+    assert bring_in(workspace, "ffpp", tree, licence="FF++ terms: research").entry == entry
+    settings = load_settings(workspace / "params.yaml")
+    assert settings.licences == {"mine": "FF++ terms: research"}
+    assert settings.licence("mine") == "FF++ terms: research"
+    bring_in(workspace, "ffpp", tree)
+    assert load_settings(workspace / "params.yaml").licence("mine") == "FF++ terms: research"
+
+
 def test_import_again_replaces_the_entry_in_place(workspace: Path, tmp_path: Path) -> None:
     tree = ffpp_tree(tmp_path / "ff")
     first = bring_in(workspace, "ffpp", tree)

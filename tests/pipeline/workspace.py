@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "train.epochs": 2,
     "train.batch_size": 8,
     "evaluate.draws": 200,
+    "evaluate.robustness.frames": 4,
 }
 
 

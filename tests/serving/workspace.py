@@ -20,6 +20,7 @@ from masm.backbones import Backbone, build_backbone
 from masm.data.faces import CropProfile
 from masm.data.findings import Finding, write_findings
 from masm.data.table import SCHEMA, SCHEMA_VERSION, write_table
+from masm.decisions import Decision, Isotonic, Level, Temperature
 from masm.detector import Detector
 from masm.scoring import score
 from masm.settings import Settings, load_settings
@@ -28,6 +29,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SIZE = 32
 PROFILE = CropProfile("given", SIZE, 1.3, None, frames=32)
 TESTS = ("upsample", "denoise")
+DECISIONS: dict[Level, Decision] = {
+    "frame": Decision(0.5, Temperature(2.0, 0.25)),
+    "video": Decision(0.45, Isotonic((0.2, 0.4, 0.6), (0.1, 0.3, 0.9))),
+}
 
 
 @contextmanager
@@ -50,8 +55,8 @@ def tiny_detector(seed: int) -> Detector:
 
 def save(detector: Detector, folder: Path, profile: CropProfile = PROFILE) -> None:
     """Write the detector folder as the stage `train` does."""
-    calibration = {"temperature": 2.0, "bias": 0.25}
-    detector.save(folder, {"crop": asdict(profile), "threshold": 0.5, "calibration": calibration})
+    decisions = {level: decision.card() for level, decision in DECISIONS.items()}
+    detector.save(folder, {"crop": asdict(profile), "decisions": decisions})
 
 
 def random_crop(*key: int) -> bytes:
@@ -95,6 +100,7 @@ def _row(dataset: str, number: int, video: int) -> dict[str, object]:
         "video_id": f"v{video}",
         "frame_index": 0,
         "identity": f"p{video}",
+        "bbox": [0.0, 0.0, 40.0 + video, 30.0],
         "image": random_crop(number, video),
         "profile": PROFILE.hash,
         "schema_version": SCHEMA_VERSION,

@@ -1,0 +1,1 @@
+"""Plots of the report, by subject, as SVG text that is the same for the same data."""
