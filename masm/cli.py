@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -37,6 +38,7 @@ FOLDER_SUMMARY = (
 
 
 ParamsOption = Annotated[Path, typer.Option("--params", help="The workspace's params.yaml.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -287,31 +289,105 @@ def _agreed(question: str) -> bool:
 
 @registry_app.command("list")
 def registry_list(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Show the versions of the registered model, their aliases and their cross-dataset scores."""
     from masm import registry
+    from masm.registry.tables import versions_table
 
     settings = load_settings(params)
-    versions = registry.list_versions(registry.connect(settings.mlflow), settings.mlflow.model)
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    with registry.answering(settings.mlflow):
+        registry.notice(client, name)
+        versions = registry.list_versions(client, name)
+    _print(as_json, versions, lambda: versions_table(name, versions))
+
+
+@registry_app.command("show")
+def registry_show(
+    version: Annotated[str, typer.Argument(help="A number, champion, or an alias.")] = "champion",
+    as_json: JsonOption = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Show what is known of a version: verdict, conditions, lineage; and the trail of promotions."""
+    from masm import registry
+    from masm.registry.tables import details_table
+
+    settings = load_settings(params)
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    with registry.answering(settings.mlflow):
+        registry.notice(client, name)
+        found = registry.show(client, registry.resolve(client, name, version))
+    _print(as_json, found, lambda: details_table(found))
+
+
+@registry_app.command("compare")
+def registry_compare(
+    a: Annotated[str, typer.Argument(help="A version: a number, champion, or an alias.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="The version that it is held against.", metavar="B")] = "champion",
+    as_json: JsonOption = False,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Compare two versions on the test datasets, paired: by their recorded scores, or scored anew."""
+    from masm import registry
+    from masm.gate import compare_versions
+    from masm.registry.tables import comparison_table
+
+    settings = load_settings(params)
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    with registry.answering(settings.mlflow):
+        versions = [registry.resolve(client, name, said) for said in (a, b)]
+        with Console(stderr=True).status("compare"):
+            rows = compare_versions(client, settings, *versions)
+    titles = [f"version {version.version}" for version in versions]
+    _print(as_json, rows, lambda: comparison_table(titles, rows))
+
+
+@registry_app.command("promote")
+def registry_promote(
+    version: Annotated[str, typer.Argument(help="A number, or an alias as in challenger.")],
+    force: Annotated[
+        str | None, typer.Option(help="Promote it against the gate's verdict, for this reason.", metavar="REASON")
+    ] = None,
+    params: ParamsOption = Path("params.yaml"),
+) -> None:
+    """Judge a version by the gate; make it champion if it wins (exit code 3 if it is held)."""
+    from masm import registry
+    from masm.gate import promote_version
+
+    settings = load_settings(params)
+    client, name = registry.connect(settings.mlflow), settings.mlflow.model
+    with registry.answering(settings.mlflow):
+        chosen = registry.resolve(client, name, version)
+        with Console(stderr=True).status("promote"):
+            verdict, row = promote_version(client, settings, chosen, "masm registry promote", force)
+    console = Console()
+    console.print(f"{name} version {row.version} is {', '.join(row.aliases)}: {verdict.reason}", highlight=False)
+    if not verdict.promoted and force is None:
+        raise typer.Exit(3)
+
+
+@registry_app.command("rollback")
+def registry_rollback(params: ParamsOption = Path("params.yaml")) -> None:
+    """Make the former champion champion again; a second time undoes the first."""
+    from masm import registry
+    from masm.gate import roll_back
+
+    settings = load_settings(params)
+    client = registry.connect(settings.mlflow)
+    with registry.answering(settings.mlflow):
+        row = roll_back(client, settings, "masm registry rollback")
+    Console().print(f"{settings.mlflow.model} version {row.version} is {', '.join(row.aliases)}", highlight=False)
+
+
+def _print(as_json: bool, found: Any, table: Callable[[], Table]) -> None:
+    """Print dataclasses as JSON, or as the table that shows them."""
     if as_json:
-        typer.echo(json.dumps([asdict(version) for version in versions], default=str, indent=2))
-        return
-    table = Table(
-        "version", "aliases", "video AUC", "95 % interval", "verdict", "created", title=settings.mlflow.model
-    )
-    for version in versions:
-        auc = version.video_auc
-        table.add_row(
-            str(version.version),
-            ", ".join(version.aliases),
-            "" if auc is None else f"{auc.value:.3f}",
-            "" if auc is None else auc.interval(),
-            version.verdict or "",
-            f"{version.created:%Y-%m-%d %H:%M}",
-        )
-    Console().print(table)
+        rows = [asdict(row) for row in found] if isinstance(found, list) else asdict(found)
+        typer.echo(json.dumps(rows, default=str, indent=2))
+    else:
+        Console().print(table())
 
 
 def main() -> None:

@@ -1,17 +1,24 @@
-"""Which of two models is the better one across datasets, and why."""
+"""The gate: which conditions a model must meet to serve, and whether it is the better one across datasets."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
+from typing import Any
 
 import pandas as pd
 
-from masm.evaluation import macro_estimate, paired_bootstrap
+from masm.evaluation import macro_estimate, paired_bootstrap, video_scores
+from masm.metrics import area_under_curve
 from masm.scorecard import Estimate, number
+from masm.settings import Gate
 
 ROUNDING = 1e-9  # AUCs closer than this are the same
+TAG_LENGTH = 5000  # of MLflow's databases
+ROBUSTNESS_DROP = "adapted.macro.robustness_drop"
+CALIBRATION_ERROR = "adapted.macro.video_calibration_error"
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,44 @@ class Condition:
 
 
 @dataclass(frozen=True)
+class Contender:
+    """A model that wants to become champion.
+
+    Attributes:
+        scores: of the test datasets (see `masm.evaluation`).
+        metrics: metrics.json.
+        latency: milliseconds for one crop; NaN where it was not measured.
+        clean: whether its code and settings are those of its commit.
+    """
+
+    scores: pd.DataFrame
+    metrics: Mapping[str, float]
+    latency: float
+    clean: bool
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that serves: what to call it, and its scores of the same frames."""
+
+    name: str
+    scores: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on one test dataset, or in the mean of those that can decide; `difference` is a minus b, paired."""
+
+    dataset: str
+    a: Estimate
+    b: Estimate
+    difference: Estimate
+    decides: bool
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The outcome of a comparison; AUCs are macro means over the test datasets, at video level.
+    """The outcome of the gate; AUCs are macro means over the test datasets that can decide, at video level.
 
     `difference` is challenger minus champion; it and `champion` are None where nothing was compared.
     """
@@ -80,39 +123,124 @@ class Verdict:
         }
         return {"verdict": self.word, "reason": self.reason, **figures}
 
+    def record(self) -> dict[str, Any]:
+        """The summary and all conditions, for JSON; null is a value that was not measured."""
+        conditions = [asdict(each) | {"value": _finite(each.value)} for each in self.conditions]
+        return {**self.summary(), "conditions": conditions}
 
-def compare(
-    challenger: pd.DataFrame,
-    champion: pd.DataFrame,
-    datasets: Sequence[str],
-    champion_name: str,
-    draws: int,
-    seed: int,
+    def to_json(self) -> str:
+        """The record as text."""
+        return json.dumps(self.record(), indent=2) + "\n"
+
+    def tags(self) -> dict[str, str]:
+        """The summary and the conditions in a line, as tags of a version."""
+        conditions = "; ".join(f"{'' if each.holds else 'NOT '}{each}" for each in self.conditions)
+        texts = {**self.summary(), "conditions": conditions or "none"}
+        return {key: str(value)[:TAG_LENGTH] for key, value in texts.items()}
+
+
+def judge(
+    gate: Gate, challenger: Contender, champion: Champion | None, datasets: Sequence[str], draws: int, seed: int
 ) -> Verdict:
-    """Judge two models by their scores of the same frames; a tie keeps the champion.
+    """Judge a model by its scores and figures; a tie keeps the champion, and the first model has none to beat.
 
     Args:
-        challenger, champion: scores (see `masm.evaluation`).
-        datasets: the test datasets to judge on.
-        champion_name: what to call the champion in the reason.
+        gate: the conditions.
+        challenger: the model.
+        champion: the model that serves, scored on the same frames; None where there is none yet.
+        datasets: the test datasets that can decide.
         draws: bootstrap draws.
         seed: of the bootstrap.
 
     Raises:
         UserError: the two were not scored on the same frames.
     """
-    difference = paired_bootstrap(challenger, champion, datasets, draws=draws, seed=seed)
-    new, old = (estimate_macro_video_auc(scores, datasets, draws, seed) for scores in (challenger, champion))
-    figures = f"mean video AUC {number(new.value)} against {number(old.value)} of {champion_name}"
+    areas = dataset_areas(challenger.scores, datasets)
+    own = estimate_macro_video_auc(challenger.scores, datasets, draws, seed)
+    absolute = _absolute_conditions(gate, challenger, areas)
+    if champion is None:
+        return _decided("there is no champion yet to compare with", own, absolute)
+    theirs = estimate_macro_video_auc(champion.scores, datasets, draws, seed)
+    difference = paired_bootstrap(challenger.scores, champion.scores, datasets, draws=draws, seed=seed)
+    undecided = Verdict(False, "", own, theirs, difference, absolute)
     if not math.isfinite(difference.value):
-        return Verdict(
-            False, "no test dataset that can decide has both classes: nothing to compare on", new, old, difference
-        )
+        return replace(undecided, reason="no test dataset that can decide has both classes: nothing to compare on")
+    figures = f"mean video AUC {number(own.value)} against {number(theirs.value)} of {champion.name}"
     if abs(difference.value) <= ROUNDING:
-        return Verdict(False, f"a tie keeps the champion: {figures}", new, old, difference)
-    better = difference.value > 0
-    reason = f"{figures}: {difference.value:+.3f}, 95 % interval {difference.interval()}"
-    return Verdict(better, f"{'better' if better else 'not better'}: {reason}", new, old, difference)
+        return replace(undecided, reason=f"a tie keeps the champion: {figures}")
+    relative = _relative_conditions(gate, difference, areas, dataset_areas(champion.scores, datasets))
+    better = all(each.holds for each in relative if each.name == "gain")
+    head = f"{'better' if better else 'not better'}: {figures}: {difference.value:+.3f}"
+    verdict = _decided(f"{head}, 95 % interval {difference.interval()}", own, (*relative, *absolute))
+    return replace(verdict, champion=theirs, difference=difference)
+
+
+def _decided(head: str, own: Estimate, conditions: tuple[Condition, ...]) -> Verdict:
+    """The verdict that these conditions give; its reason names those that do not hold, but for the gain."""
+    failed = [f"; not met: {each}" for each in conditions if not each.holds and each.name != "gain"]
+    return Verdict(all(each.holds for each in conditions), head + "".join(failed), own, conditions=conditions)
+
+
+def _relative_conditions(
+    gate: Gate, difference: Estimate, ours: Mapping[str, float], theirs: Mapping[str, float]
+) -> tuple[Condition, ...]:
+    """What is asked of a model in comparison with the champion."""
+    conditions = []
+    if gate.min_gain is not None:
+        holds = difference.low > gate.min_gain
+        note = "lower bound of the paired difference, which must lie above it"
+        conditions.append(Condition("gain", gate.min_gain, difference.low, holds, note))
+    if gate.max_drop is not None:
+        drops = {name: theirs[name] - ours[name] for name in ours if math.isfinite(theirs[name] - ours[name])}
+        worst = max(drops, key=lambda name: drops[name])
+        note = f"{worst}, under the champion's video AUC"
+        conditions.append(_at_most("drop", gate.max_drop, drops[worst], note))
+    return tuple(conditions)
+
+
+def _absolute_conditions(gate: Gate, model: Contender, areas: Mapping[str, float]) -> tuple[Condition, ...]:
+    """What is asked of a model by itself."""
+    floors = {name: gate.floors.get(name, gate.floors["default"]) for name in areas}
+    conditions = [_floor(name, limit, areas[name]) for name, limit in floors.items() if limit is not None]
+    limits = (
+        ("robustness drop", gate.max_robustness_drop, model.metrics.get(ROBUSTNESS_DROP)),
+        ("calibration error", gate.max_calibration_error, model.metrics.get(CALIBRATION_ERROR)),
+        ("latency (ms)", gate.max_latency_ms, model.latency),
+    )
+    for name, limit, value in limits:
+        if limit is not None:
+            conditions.append(_at_most(name, limit, math.nan if value is None else value))
+    if gate.clean_tree:
+        note = "" if model.clean else "code or settings differ from the commit"
+        conditions.append(_at_most("uncommitted changes", 0.0, float(not model.clean), note))
+    return tuple(conditions)
+
+
+def _floor(dataset: str, limit: float, value: float) -> Condition:
+    name = f"floor.{dataset}"
+    if not math.isfinite(value):
+        return Condition(name, limit, value, True, "left open: the dataset has one class")
+    return Condition(name, limit, value, value >= limit)
+
+
+def _at_most(name: str, limit: float, value: float, note: str = "") -> Condition:
+    if not math.isfinite(value):
+        return Condition(name, limit, value, True, "left open: not measured")
+    return Condition(name, limit, value, value <= limit, note)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def dataset_areas(scores: pd.DataFrame, datasets: Sequence[str]) -> dict[str, float]:
+    """Video AUC of each dataset; NaN where it has one class."""
+    videos = video_scores(scores[scores["dataset"].isin(datasets)])
+    parts = {name: videos[videos["dataset"] == name] for name in datasets}
+    return {
+        name: area_under_curve(part["label"].to_numpy(), part["score"].to_numpy(dtype=float))
+        for name, part in parts.items()
+    }
 
 
 def estimate_macro_video_auc(scores: pd.DataFrame, datasets: Sequence[str], draws: int, seed: int) -> Estimate:

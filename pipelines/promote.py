@@ -12,22 +12,19 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from rich.console import Console
 
 from masm import registry
-from masm.data.faces import CropProfile
 from masm.data.findings import confounded_datasets
-from masm.data.profile import crop_profile, detector_weights
+from masm.data.profile import detector_weights
 from masm.data.table import table_shards
 from masm.data.versions import digests
-from masm.detector import Detector
 from masm.errors import UserError
+from masm.gate import basis_of, decide, latency_of
 from masm.lineage import code_changes, environment, lineage
-from masm.promotion import Verdict, compare, estimate_macro_video_auc
-from masm.registry import Dataset, Record
-from masm.scoring import score
+from masm.promotion import Contender, Verdict
+from masm.registry import Dataset, Record, Version
+from masm.report import insert_verdict
 from masm.serving.packaging import ModelFiles
 from masm.settings import Settings
 from pipelines import run_stage
@@ -43,31 +40,45 @@ class Results:
     metrics: dict[str, float]
     scores: pd.DataFrame
     confounded: dict[str, str]
+    report: Path
 
 
 def main(settings: Settings) -> None:
-    """Register models/detector and write reports/promotion.json."""
+    """Register models/detector; write reports/promotion.json and decision.html, the report with the verdict."""
     console = Console(stderr=True)
     results = read_results(settings.root)
     tags = {**lineage(settings, digests(settings)), "backbone.sha256": results.training["backbone_sha256"]}
+    challenger = make_contender(settings, results, tags)
     client = registry.connect(settings.mlflow)
-    with console.status("promote: compare with the champion"):
-        champion = registry.champion(client, settings.mlflow.model)
-        verdict = judge(client, settings, results, tags, champion)
-    with console.status("promote: record the run and its model"):
-        run = registry.log_run(make_record(settings, results, tags), model_files(settings, results.detector))
-        version = registry.register(client, settings.mlflow.model, run, tags, verdict)
+    with registry.answering(settings.mlflow):
+        with console.status("promote: record the run and its model"):
+            run = registry.log_run(make_record(settings, results, tags), model_files(settings, results.detector))
+        with console.status("promote: compare with the champion"):
+            verdict, version = decide(
+                client,
+                settings,
+                challenger,
+                basis_of(settings, tags),
+                results.confounded,
+                lambda verdict: registry.log_decision(client, run.run_id, verdict, decision_page(results, verdict)),
+                lambda lock, verdict: registry.register(lock, run, tags, verdict, "pipelines.promote"),
+            )
+    _write(settings, results, verdict, version)
+    named = f"{settings.mlflow.model} version {version.version} is {', '.join(version.aliases)}"
+    console.print(f"{named}: {verdict.reason}", highlight=False)
+
+
+def _write(settings: Settings, results: Results, verdict: Verdict, version: Version) -> None:
+    reports = settings.root / "reports"
+    (reports / "decision.html").write_text(decision_page(results, verdict))
     report = {
         "model": settings.mlflow.model,
         "version": version.version,
         "aliases": version.aliases,
         "run_id": version.run_id,
-        **verdict.summary(),
+        **verdict.record(),
     }
-    text = json.dumps(report, indent=2)
-    (settings.root / "reports" / "promotion.json").write_text(text + "\n")
-    named = f"{settings.mlflow.model} version {version.version} is {', '.join(version.aliases)}"
-    console.print(f"{named}: {verdict.reason}", highlight=False)
+    (reports / "promotion.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
 def read_results(root: Path) -> Results:
@@ -92,50 +103,19 @@ def read_results(root: Path) -> Results:
     scores = pd.read_parquet(files["scores"])
     adapted = scores[scores["model"] == "adapted"]
     confounded = confounded_datasets(files["checks"])
-    return Results(root / "models" / "detector", tuple(files.values()), training, metrics, adapted, confounded)
+    detector, report = root / "models" / "detector", files["report"]
+    return Results(detector, tuple(files.values()), training, metrics, adapted, confounded, report)
 
 
-def judge(
-    client: MlflowClient, settings: Settings, results: Results, tags: dict[str, str], champion: ModelVersion | None
-) -> Verdict:
-    """Compare a new model's test scores with the champion's, on the same data.
-
-    A dataset whose reals and fakes come from different sources measures these, and is left out.
-    """
-    tests = settings.with_role("test")
-    left_out = {name: results.confounded[name] for name in tests if name in results.confounded}
-    deciding = [name for name in tests if name not in left_out]
-    return _judge_on(client, settings, deciding, results.scores, tags, champion).without(left_out)
+def make_contender(settings: Settings, results: Results, tags: dict[str, str]) -> Contender:
+    """The new model as the gate sees it."""
+    latency = latency_of(results.detector, settings)
+    return Contender(results.scores, results.metrics, latency, tags["git.dirty"] == "false")
 
 
-def _judge_on(
-    client: MlflowClient,
-    settings: Settings,
-    tests: list[str],
-    scores: pd.DataFrame,
-    tags: dict[str, str],
-    champion: ModelVersion | None,
-) -> Verdict:
-    """Compare on these test datasets.
-
-    A champion that was judged on other data, or by other rules, is scored again on the present tables.
-    """
-    draws, seed = settings.evaluate.draws, settings.seed
-    if champion is None:
-        figure = estimate_macro_video_auc(scores, tests, draws, seed)
-        return Verdict(True, "there is no champion yet to compare with", figure)
-    basis = ["protocol.hash", *(f"data.{name}" for name in tests)]
-    if all(champion.tags.get(key) == tags[key] for key in basis):
-        theirs = registry.champion_scores(champion)
-        theirs = theirs[theirs["model"] == "adapted"]
-    else:
-        with registry.stored_detector(client, champion) as folder:
-            detector = Detector.load(folder, merged=True)
-        if CropProfile(**detector.card["crop"]) != crop_profile(settings):
-            reason = f"champion version {champion.version} was made for other crops: compare them by hand"
-            return Verdict(False, reason, estimate_macro_video_auc(scores, tests, draws, seed))
-        theirs = score(detector, settings, tests)
-    return compare(scores, theirs, tests, f"champion version {champion.version}", draws, seed)
+def decision_page(results: Results, verdict: Verdict) -> str:
+    """The report of the stage `evaluate`, with the verdict in its section "Gate"."""
+    return insert_verdict(results.report.read_text(), verdict)
 
 
 def make_record(settings: Settings, results: Results, tags: dict[str, str]) -> Record:

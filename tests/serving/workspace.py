@@ -76,6 +76,7 @@ def make_workspace(root: Path, store: Path) -> Settings:
     tree["datasets"] = {name: tree["datasets"][name] for name in ("swap", "selfblend", *TESTS)}
     tree["crop"] |= {"size": SIZE, "margin": PROFILE.margin}
     tree["evaluate"] |= {"draws": 200}
+    tree["gate"] |= {"floors": {"default": None}, "max_drop": None}  # random detectors on noise
     name = root.parent.name
     tree["mlflow"] |= {"tracking_uri": f"sqlite:///{store}", "experiment": name, "model": name}
     root.mkdir(parents=True)
@@ -118,7 +119,7 @@ def _write_outputs(root: Path) -> None:
     (root / "models" / "train.json").write_text(json.dumps({"history": history, "backbone_sha256": "b" * 64, **found}))
     (root / "search" / "best.json").write_text(json.dumps(found))
     (root / "reports" / "metrics.json").write_text(json.dumps({"adapted.macro.video_auc": 0.75}))
-    (root / "reports" / "report.html").write_text("<p>report</p>")
+    (root / "reports" / "report.html").write_text("<p>report</p><!-- gate --><!-- /gate -->")
     use_findings(root, {})
 
 
