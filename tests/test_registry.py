@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from scipy.special import expit, logit
 
 from masm import registry
 from masm.detector import Detector
@@ -25,6 +25,7 @@ from masm.lineage import code_changes, lineage
 from masm.metrics import area_under_curve
 from masm.settings import Settings
 from pipelines import promote
+from tests.registry.runs import aliases, shifted
 from tests.serving.workspace import (
     PROFILE,
     TESTS,
@@ -55,14 +56,8 @@ def run_promote(settings: Settings) -> dict[str, Any]:
     return json.loads((settings.root / "reports" / "promotion.json").read_text())
 
 
-def shifted(scores: pd.DataFrame, by: float) -> pd.DataFrame:
-    """The same scores, with the fakes' logits moved up (better) or down (worse)."""
-    return scores.assign(score=expit(logit(scores["score"]) + by * scores["label"]))
-
-
 def roles(settings: Settings) -> dict[int, tuple[str, ...]]:
-    client = registry.connect(settings.mlflow)
-    return {row.version: row.aliases for row in registry.list_versions(client, settings.mlflow.model)}
+    return aliases(registry.connect(settings.mlflow), settings)
 
 
 def test_empty_registry_has_no_versions_and_no_champion(settings: Settings) -> None:
@@ -107,7 +102,7 @@ def test_run_keeps_settings_history_data_and_lineage(settings: Settings) -> None
     assert datasets["upsample"].dataset.digest == "0" * 12
     assert [tag.value for tag in datasets["upsample"].tags if tag.key == "mlflow.data.context"] == ["test"]
     logged = {item.path for item in client.list_artifacts(run_id)}
-    assert {"report.html", "scores.parquet", "metrics.json", "best.json", "environment.txt"} <= logged
+    assert {"report.html", "scores.parquet", "metrics.json", "best.json", "environment.txt", "decision.json"} <= logged
     version = client.get_model_version(settings.mlflow.model, "1")
     assert {"git.commit", "git.dirty", "settings.hash", "environment.hash"} <= set(version.tags)
     for key in lineage(settings, {"upsample": ""}):
@@ -138,9 +133,8 @@ def test_better_version_takes_champion_and_the_old_one_keeps_its_tag(settings: S
     assert roles(settings) == {2: ("champion",), 1: ("challenger",)}
     client = registry.connect(settings.mlflow)
     assert registry.PREVIOUS_CHAMPION in client.get_model_version(settings.mlflow.model, "1").tags
-    registry.promote(client, settings.mlflow.model, "2")  # it is champion already
-    assert registry.PREVIOUS_CHAMPION not in client.get_model_version(settings.mlflow.model, "2").tags
-    registry.promote(client, settings.mlflow.model, "1")
+    with registry.promoting(client, settings.mlflow.model) as lock:
+        registry.move(lock, "1", "test", "to see it move")
     assert roles(settings) == {2: ("challenger",), 1: ("champion",)}
     assert registry.PREVIOUS_CHAMPION not in client.get_model_version(settings.mlflow.model, "1").tags
     assert registry.PREVIOUS_CHAMPION in client.get_model_version(settings.mlflow.model, "2").tags
@@ -239,6 +233,34 @@ def test_detector_comes_back_from_the_registry(settings: Settings) -> None:
         torch.testing.assert_close(stored, detector.eval()(images), atol=1e-5, rtol=0)
 
 
+def test_verdict_stands_in_the_report_the_run_and_the_version(settings: Settings) -> None:
+    report = run_promote(settings)
+    page = (settings.root / "reports" / "decision.html").read_text()
+    assert "there is no champion yet" in page
+    client, model = registry.connect(settings.mlflow), settings.mlflow.model
+    assert mlflow.artifacts.load_text(f"runs:/{report['run_id']}/report.html") == page
+    decision = json.loads(mlflow.artifacts.load_text(f"runs:/{report['run_id']}/decision.json"))
+    assert decision == {key: report[key] for key in decision}
+    assert [each["name"] for each in decision["conditions"]] == [
+        "robustness drop",
+        "calibration error",
+        "latency (ms)",
+    ]
+    assert 0 < decision["conditions"][-1]["value"] < 1000
+    version = client.get_model_version(model, "1")
+    assert "latency (ms)" in version.tags["conditions"]
+    assert f"/runs/{report['run_id']}/artifacts/report.html)" in version.description
+
+
+def test_model_that_misses_a_floor_is_held_from_the_first(settings: Settings) -> None:
+    scores = use_detector(settings, tiny_detector(0))
+    use_scores(settings, shifted(scores, -20))
+    gate = settings.gate.model_copy(update={"floors": {"default": 0.5}})
+    report = run_promote(settings.model_copy(update={"gate": gate}))
+    assert (report["verdict"], report["aliases"]) == ("held", ["challenger"])
+    assert "not met: floor.upsample 0.000, limit 0.5" in report["reason"]
+
+
 def stored_model(settings: Settings) -> Path:
     """The folder in which the artifact store keeps the only model that was logged."""
     (path,) = Path(settings.mlflow.artifacts).rglob("manifest.json")
@@ -249,6 +271,9 @@ def test_download_is_the_whole_model_and_its_tag_seals_it(settings: Settings, tm
     run_promote(settings)
     client = registry.connect(settings.mlflow)
     version = registry.find_version(client, f"models:/{settings.mlflow.model}@champion")
+    compiled = stored_model(settings) / "code" / "masm" / "__pycache__" / "errors.cpython-311.pyc"
+    compiled.parent.mkdir()  # MLflow imports a model of a local store in place
+    compiled.write_bytes(b"not what Python wrote")
     folder = registry.download(client, version, tmp_path / "copy")
     for name in ("model.safetensors", "detector.json"):
         copied, own = folder / "artifacts" / "detector" / name, settings.root / "models" / "detector" / name
@@ -262,51 +287,53 @@ def test_download_is_the_whole_model_and_its_tag_seals_it(settings: Settings, tm
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == value
 
 
-def _flip(path: Path) -> None:
+def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("name", "damage", "says"),
-    [
-        ("artifacts/detector/model.safetensors", _flip, "is not what was registered"),
-        ("code/masm/detector.py", Path.unlink, "is missing"),
-        ("manifest.json", _flip, "is not what was registered"),
-        ("manifest.json", Path.unlink, "is missing"),
-        ("code/torch.py", lambda path: path.write_text("print('imported before the real one')"), "was added"),
-    ],
-)
-def test_damaged_model_is_not_handed_out(
-    settings: Settings, tmp_path: Path, name: str, damage: Callable[[Path], object], says: str
-) -> None:
-    run_promote(settings)
-    damage(stored_model(settings) / name)
-    client = registry.connect(settings.mlflow)
-    version = registry.find_version(client, f"models:/{settings.mlflow.model}/1")
-    with pytest.raises(registry.DamagedModel, match=rf"version 1: .*{re.escape(name)} {says}"):
-        registry.download(client, version, tmp_path / "copy")
+DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
+    ("artifacts/detector/model.safetensors", flip, "is not what was registered"),
+    ("code/masm/detector.py", Path.unlink, "is missing"),
+    ("manifest.json", flip, "is not what was registered"),
+    ("manifest.json", Path.unlink, "is missing"),
+    ("code/torch.py", lambda path: path.write_text("print('imported before the real one')"), "was added"),
+]
 
 
-def test_model_whose_files_are_gone_is_not_handed_out(settings: Settings, tmp_path: Path) -> None:
+def test_damaged_model_is_not_handed_out(settings: Settings, tmp_path: Path) -> None:
     run_promote(settings)
-    shutil.rmtree(stored_model(settings))
+    stored, whole = stored_model(settings), tmp_path / "whole"
+    shutil.copytree(stored, whole)
     client = registry.connect(settings.mlflow)
     version = registry.find_version(client, f"models:/{settings.mlflow.model}/1")
+    for number, (name, damage, says) in enumerate(DAMAGES):
+        damage(stored / name)
+        with pytest.raises(registry.DamagedModel, match=rf"version 1: .*{re.escape(name)} {says}"):
+            registry.download(client, version, tmp_path / str(number))
+        shutil.rmtree(stored)
+        shutil.copytree(whole, stored)
+    registry.download(client, version, tmp_path / "restored")
+    shutil.rmtree(stored)
     with pytest.raises(registry.DamagedModel, match="version 1: its files are not in the artifact store"):
-        registry.download(client, version, tmp_path / "copy")
+        registry.download(client, version, tmp_path / "gone")
 
 
-def test_champion_without_its_files_is_named(settings: Settings) -> None:
+@pytest.mark.parametrize("name", ["model.safetensors", "scores.parquet"])
+@pytest.mark.parametrize("damage", [flip, Path.unlink])
+def test_nothing_replaces_a_champion_that_cannot_be_judged(
+    settings: Settings, name: str, damage: Callable[[Path], object]
+) -> None:
+    scores = use_detector(settings, tiny_detector(0))
     run_promote(settings)
-    client = registry.connect(settings.mlflow)
-    champion = registry.champion(client, settings.mlflow.model)
-    assert champion is not None
-    (scores,) = Path(settings.mlflow.artifacts).rglob("scores.parquet")
-    scores.unlink()
-    with pytest.raises(UserError, match=r"scores\.parquet of .* version 1"):
-        registry.champion_scores(champion)
+    (stored,) = Path(settings.mlflow.artifacts).rglob(name)
+    damage(stored)
+    use_scores(settings, shifted(scores, 10))
+    report = run_promote(settings)
+    assert (report["verdict"], report["aliases"]) == ("held", ["challenger"])
+    assert re.match(rf"not compared: .* version 1: .*{re.escape(name)}", report["reason"])
+    assert roles(settings) == {2: ("challenger",), 1: ("champion",)}
 
 
 @pytest.mark.parametrize("name", ["models/train.json", "reports/scores.parquet", "models/detector/detector.json"])

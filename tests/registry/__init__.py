@@ -1,0 +1,1 @@
+"""Tests of masm.registry and of the gate at work."""

@@ -1,0 +1,262 @@
+"""Promotions that meet each other, and a server that dies in the middle: nothing is half promoted."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from mlflow import MlflowClient
+
+from masm import registry
+from masm.errors import UserError
+from masm.registry import lock as locks
+from masm.settings import Settings, load_settings
+from tests.registry.contest import NAMES, check_outcome, compete, prepare
+from tests.registry.runs import Logged, check_whole, contestants, log, own_model, register
+from tests.serving.workspace import ROOT, make_workspace, own_address, tiny_detector, use_detector
+
+pytestmark = pytest.mark.slow
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A real `mlflow server`, which can be killed and started again on the same store."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        store = ["--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        artifacts = ["--artifacts-destination", str(self.folder / "artifacts")]
+        address = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command = [str(Path(sys.executable).parent / "mlflow"), "server", *store, *artifacts, *address]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+        with (self.folder / "server.log").open("ab") as out:
+            self.process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=out, stderr=out, start_new_session=True
+            )
+        deadline = time.monotonic() + 240
+        while not self.answers():
+            assert self.process.poll() is None, (self.folder / "server.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.2)
+
+    def answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5):
+                return True
+        except OSError:
+            return False
+
+    def kill(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+class Proxy(ThreadingHTTPServer):
+    """Stands before the server, and loses it at the n-th request that changes something.
+
+    Attributes:
+        remaining: changes until then; None is never.
+        reaches: whether the last request still reaches the server, so that only its answer is lost.
+        on_loss: what happens at that moment.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, target: int) -> None:
+        super().__init__(("127.0.0.1", 0), Passing)
+        self.target, self.remaining, self.reaches, self.lost = target, None, False, False
+        self.on_loss: Callable[[], None] = lambda: None
+        self.changes: list[str] = []
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    remaining: int | None
+
+    def lose(self, changes: int | None, reaches: bool = False, on_loss: Callable[[], None] = lambda: None) -> None:
+        self.remaining, self.reaches, self.lost, self.on_loss, self.changes = changes, reaches, False, on_loss, []
+
+
+class Passing(BaseHTTPRequestHandler):
+    """Hands requests on, one a connection."""
+
+    server: Proxy
+
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
+        pass
+
+    def _pass(self) -> None:
+        proxy = self.server
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":  # so are empty files sent
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+        last = False
+        if self.command != "GET":
+            proxy.changes.append(f"{self.command} {self.path}")
+            last = proxy.remaining is not None and len(proxy.changes) > proxy.remaining
+        if proxy.lost or (last and not proxy.reaches):
+            self._lose()
+            return
+        kept = {key: self.headers[key] for key in self.headers if key not in ("Host", "Transfer-Encoding")}
+        kept["Content-Length"] = str(len(body))
+        connection = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
+        connection.request(self.command, self.path, body, kept)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        if last:
+            self._lose()
+            return
+        self.send_response(answer.status)
+        for key, value in answer.getheaders():
+            if key.lower() not in ("transfer-encoding", "content-length", "connection"):
+                self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _lose(self) -> None:
+        if not self.server.lost:
+            self.server.lost = True
+            self.server.on_loss()
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _pass  # noqa: N815
+
+
+class Remote(NamedTuple):
+    settings: Settings
+    server: Server
+    proxy: Proxy
+    plain: Logged
+    logged: dict[str, Logged]
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
+    """A workspace whose MLflow is a server behind a proxy, with three logged runs."""
+    folder = tmp_path_factory.mktemp("remote")
+    server = Server(folder)
+    with own_address(), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        server.start()
+        proxy = Proxy(server.port)
+        try:
+            settings = make_workspace(folder / "workspace", folder / "unused.db")
+            uri = f"http://127.0.0.1:{proxy.server_address[1]}"
+            at_server = settings.mlflow.model_copy(update={"tracking_uri": uri})
+            settings = settings.model_copy(update={"mlflow": at_server})
+            scores = use_detector(settings, tiny_detector(0))
+            logged = {name: log(settings, theirs) for name, theirs in contestants(scores).items()}
+            yield Remote(settings, server, proxy, log(settings, scores), logged)
+        finally:
+            proxy.shutdown()
+            server.kill()
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "INTERVAL", 0.05)
+    monkeypatch.setattr(locks, "PATIENCE", 100)
+
+
+def champion_and_challenger(remote: Remote) -> tuple[MlflowClient, Settings]:
+    """A model of its own whose champion is version 1."""
+    settings = own_model(remote.settings)
+    client = registry.connect(settings.mlflow)
+    register(client, settings, remote.plain, True)
+    return client, settings
+
+
+def test_server_lost_at_any_change_leaves_a_whole_champion(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    client, settings = champion_and_challenger(remote)
+    remote.proxy.lose(None)
+    register(client, settings, remote.logged["best"], True)
+    changes = list(remote.proxy.changes)
+    moved = next(index for index, change in enumerate(changes) if change.endswith("registered-models/alias"))
+    assert len(changes) > moved + 4  # the entries come after it
+    monkeypatch.setattr(locks, "PATIENCE", 3)
+    for number in range(len(changes)):
+        for reaches in (False, True):
+            client, settings = champion_and_challenger(remote)
+            remote.proxy.lose(number, reaches)
+            last = number == len(changes) - 1  # the lock is given back: all is done
+            says = nullcontext() if last else pytest.raises(UserError, match="stopped answering")
+            with says, registry.answering(settings.mlflow):
+                register(client, settings, remote.logged["best"], True)
+            remote.proxy.lose(None)
+            champion = registry.champion(client, settings.mlflow.model)
+            assert champion is not None
+            assert champion.version == ("2" if (number, reaches) >= (moved, True) else "1"), changes[number]
+            assert champion.tags["verdict"] == "promoted"
+            register(client, settings, remote.logged["better"], False)  # the next one settles what was left
+            check_whole(client, settings)
+            assert len(registry.trail(client, settings.mlflow.model)) == int(champion.version)
+            assert registry.champion(client, settings.mlflow.model).version == champion.version
+
+
+def test_server_killed_in_the_middle_and_started_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 3)
+    client, settings = champion_and_challenger(remote)
+    remote.proxy.lose(5, True, remote.server.kill)
+    with pytest.raises(UserError, match="stopped answering"), registry.answering(settings.mlflow):
+        register(client, settings, remote.logged["best"], True)
+    with pytest.raises(UserError, match="does not answer"):
+        registry.connect(settings.mlflow)
+    remote.server.start()
+    remote.proxy.lose(None)
+    register(client, settings, remote.logged["best"], True)
+    check_whole(client, settings)
+    assert registry.champion(client, settings.mlflow.model).run_id == remote.logged["best"].run.run_id
+
+
+def test_two_at_once_over_http(remote: Remote, tmp_path: Path) -> None:
+    _, settings = champion_and_challenger(remote)
+    for name, logged in remote.logged.items():
+        prepare(tmp_path, name, logged)
+    with ThreadPoolExecutor() as pool:
+        judged = list(pool.map(lambda name: compete(settings, tmp_path, name), NAMES))
+    assert sorted(map(len, judged)) == [1, 2]  # one of them was judged again, against the other
+    check_outcome(settings, tmp_path)
+
+
+def test_two_processes_at_once_on_sqlite(tmp_path: Path) -> None:
+    with own_address():
+        settings = make_workspace(tmp_path / "workspace", tmp_path / "mlflow.db")
+        scores = use_detector(settings, tiny_detector(0))
+        client = registry.connect(settings.mlflow)
+        register(client, settings, log(settings, scores), True)
+        for name, theirs in contestants(scores).items():
+            prepare(settings.root, name, log(settings, theirs))
+        command = [sys.executable, "-m", "tests.registry.contest", str(settings.root)]
+        started = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE) for name in NAMES]
+        printed = [json.loads(process.communicate(timeout=200)[0]) for process in started]
+        assert sorted(map(len, printed)) == [1, 2]
+        check_outcome(load_settings(settings.root / "params.yaml"), settings.root)
+        check_whole(client, settings)

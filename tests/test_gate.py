@@ -1,0 +1,188 @@
+"""`masm registry` at work on SQLite: compare, promote, force, roll back, and their exit codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+import pytest
+import yaml
+from click.testing import Result
+from typer.testing import CliRunner
+
+from masm import registry
+from masm.cli import app
+from masm.errors import UserError
+from masm.metrics import area_under_curve
+from masm.settings import Settings, load_settings
+from tests.registry.runs import Logged, aliases, check_whole, log, register, shifted
+from tests.serving.workspace import TESTS, lock_data, make_workspace, own_address, tiny_detector, use_detector
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Settings, dict[str, Logged], pd.DataFrame]]:
+    """A workspace whose detector is logged twice: with its own scores, and with better ones."""
+    folder = tmp_path_factory.mktemp("gate")
+    with own_address():
+        settings = make_workspace(folder / "workspace", folder / "mlflow.db")
+        scores = use_detector(settings, tiny_detector(0))
+        logged = {"better": log(settings, shifted(scores, 10)), "plain": log(settings, scores)}
+        yield settings, logged, scores
+
+
+class Desk:
+    """A registered model of its own, and the command `masm registry` for it."""
+
+    def __init__(self, settings: Settings, params: Path, logged: dict[str, Logged]) -> None:
+        self.settings, self.params, self.logged = settings, params, logged
+        self.client = registry.connect(settings.mlflow)
+
+    def register(self, name: str, promoted: bool) -> None:
+        register(self.client, self.settings, self.logged[name], promoted)
+
+    def run(self, *arguments: str) -> Result:
+        return CliRunner().invoke(app, ["registry", *arguments, "--params", str(self.params)], env={"COLUMNS": "300"})
+
+    def json(self, *arguments: str) -> Any:
+        return json.loads(self.run(*arguments, "--json").stdout)
+
+    def aliases(self) -> dict[int, tuple[str, ...]]:
+        return aliases(self.client, self.settings)
+
+    def tags(self, version: int) -> dict[str, str]:
+        return self.client.get_model_version(self.settings.mlflow.model, str(version)).tags
+
+
+@pytest.fixture
+def desk(base: tuple[Settings, dict[str, Logged], pd.DataFrame], request: pytest.FixtureRequest) -> Desk:
+    tree = yaml.safe_load((base[0].root / "params.yaml").read_text())
+    tree["mlflow"]["model"] = request.node.name.replace("[", "-").replace("]", "")
+    params = base[0].root / f"{tree['mlflow']['model']}.yaml"
+    params.write_text(yaml.safe_dump(tree))
+    return Desk(load_settings(params), params, base[1])
+
+
+def test_better_version_wins_and_a_tie_is_held_with_exit_code_3(desk: Desk) -> None:
+    desk.register("plain", True)
+    desk.register("plain", False)
+    desk.register("better", False)
+    held = desk.run("promote", "2")
+    assert held.exit_code == 3
+    assert "a tie keeps the champion" in held.stdout
+    assert desk.aliases() == {1: ("champion",), 2: ("challenger",), 3: ()}
+    won = desk.run("promote", "3")
+    assert won.exit_code == 0
+    assert "version 3 is champion: better" in won.stdout
+    assert desk.aliases() == {1: ("challenger",), 2: (), 3: ("champion",)}
+    assert desk.tags(3)["verdict"] == "promoted"
+    assert desk.tags(3)["promoted_by"].endswith(", masm registry promote")
+    check_whole(desk.client, desk.settings)
+
+
+def test_force_needs_a_reason_and_records_it(desk: Desk) -> None:
+    desk.register("better", True)
+    desk.register("plain", False)
+    assert desk.run("promote", "challenger").exit_code == 3
+    forced = desk.run("promote", "2", "--force", "the better one is too slow")
+    assert forced.exit_code == 0
+    assert desk.aliases() == {1: ("challenger",), 2: ("champion",)}
+    assert desk.tags(2)["verdict"] == "held"
+    assert registry.trail(desk.client, desk.settings.mlflow.model)[-1].reason == "forced: the better one is too slow"
+    check_whole(desk.client, desk.settings)
+
+
+def test_rollback_and_its_own_undoing(desk: Desk) -> None:
+    desk.register("plain", True)
+    desk.register("better", True)
+    assert desk.run("rollback").exit_code == 0
+    assert desk.aliases() == {1: ("champion",), 2: ("challenger",)}
+    assert registry.trail(desk.client, desk.settings.mlflow.model)[-1].reason == "rollback"
+    check_whole(desk.client, desk.settings)
+    assert desk.run("rollback").exit_code == 0
+    assert desk.aliases() == {1: ("challenger",), 2: ("champion",)}
+    check_whole(desk.client, desk.settings)
+
+
+def test_comparison_is_that_of_the_recorded_scores(
+    desk: Desk, base: tuple[Settings, dict[str, Logged], pd.DataFrame]
+) -> None:
+    desk.register("plain", True)
+    desk.register("better", False)
+    rows = {row["dataset"]: row for row in desk.json("compare", "2", "champion")}
+    for name in TESTS:
+        part = base[2][base[2]["dataset"] == name]
+        plain = area_under_curve(part["label"].to_numpy(), part["score"].to_numpy())
+        assert rows[name]["b"]["value"] == pytest.approx(plain, abs=1e-12)
+        assert rows[name]["a"]["value"] == 1.0
+        assert rows[name]["difference"]["value"] == pytest.approx(1 - plain, abs=1e-12)
+    assert rows["macro"]["difference"]["value"] == pytest.approx(
+        sum(rows[name]["difference"]["value"] for name in TESTS) / len(TESTS)
+    )
+    printed = desk.run("compare", "2").stdout
+    assert "version 2" in printed
+    assert "mean" in printed
+
+
+def test_comparison_on_other_data_is_scored_anew(desk: Desk) -> None:
+    desk.register("plain", True)
+    desk.register("better", False)
+    for version in ("1", "2"):
+        desk.client.set_model_version_tag(desk.settings.mlflow.model, version, "data.upsample", "1" * 32)
+    desk.client.set_model_version_tag(desk.settings.mlflow.model, "1", "data.denoise", "2" * 32)
+    rows = desk.json("compare", "2", "1")  # the detectors are the same one, whatever was recorded
+    assert [row["difference"]["value"] for row in rows] == [0.0] * 3
+
+
+def test_damaged_version_is_neither_promoted_nor_forced_nor_rolled_back_to(desk: Desk) -> None:
+    desk.register("plain", True)
+    desk.register("better", True)
+    uri = desk.client.get_model_version_download_uri(desk.settings.mlflow.model, "1")
+    stored = Path(mlflow.artifacts.download_artifacts(uri)) / "artifacts" / "detector" / "model.safetensors"
+    whole = stored.read_bytes()
+    stored.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    try:
+        for command in (["promote", "1"], ["promote", "1", "--force", "I must"], ["rollback"]):
+            ended = desk.run(*command).exception
+            assert isinstance(ended, UserError)
+            assert "version 1: its file artifacts/detector/model.safetensors is not what was registered" in str(ended)
+    finally:
+        stored.write_bytes(whole)
+    assert desk.aliases() == {1: ("challenger",), 2: ("champion",)}
+    check_whole(desk.client, desk.settings)
+
+
+def test_list_and_show_tell_who_promoted_also_from_outside(desk: Desk) -> None:
+    desk.register("plain", True)
+    desk.register("better", False)
+    desk.client.set_registered_model_alias(desk.settings.mlflow.model, "champion", "2")
+    by_version = {row["version"]: row for row in desk.json("list")}
+    assert by_version[2]["promoted_by"] == "outside (MLflow UI or API)"
+    assert by_version[2]["aliases"] == ["champion"]
+    found = desk.json("show")
+    assert found["version"]["version"] == 2
+    assert [entry["version"] for entry in found["trail"]] == ["1", "2"]
+    assert found["tags"]["protocol.hash"] == desk.tags(2)["protocol.hash"]
+    for command in (["list"], ["show", "1"]):
+        assert "outside (MLflow UI or API)" in desk.run(*command).stdout
+
+
+def test_champion_is_not_judged_against_itself(desk: Desk) -> None:
+    desk.register("plain", True)
+    ended = desk.run("promote", "champion").exception
+    assert isinstance(ended, UserError)
+    assert "version 1 is champion already" in str(ended)
+    assert desk.tags(1)["verdict"] == "promoted"
+
+
+def test_recorded_scores_of_the_same_data_are_compared_whatever_the_workspace_holds_now(desk: Desk) -> None:
+    desk.register("plain", True)
+    desk.register("better", False)
+    lock_data(desk.settings.root, dict.fromkeys(desk.settings.datasets, "3" * 32))
+    try:
+        assert desk.run("promote", "2").exit_code == 0
+    finally:
+        lock_data(desk.settings.root, dict.fromkeys(desk.settings.datasets, "0" * 32))
