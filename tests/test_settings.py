@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from masm.errors import UserError
-from masm.settings import Losses, api_key, fingerprint, hyperparameters_of, load_settings
+from masm.settings import Losses, fingerprint, hyperparameters_of, load_settings
 from tests.conftest import ROOT
 
 
@@ -103,7 +103,7 @@ def test_the_shipped_file_loads() -> None:
         ("pretrain.batch_size", 127, "pretrain: batch_size (127) must be a multiple of workers (2)"),
         ("licences", {"swapp": "CC BY 4.0"}, "licences.swapp is of no dataset: name one, or faces"),
         ("train.calibration", "platt", "train.calibration: Input should be 'temperature' or 'isotonic'"),
-        ("gate.floors", {"upsampel": 0.5, "default": 0.5}, "gate.floors names upsampel, which is no"),
+        ("gate.floors", {"upsampel": 0.5, "default": 0.5}, "gate.floors names upsampel, which is no dataset"),
         ("gate.floors", {"upsample": 0.5}, "gate: floors needs default"),
         ("gate.min_gian", 0.1, "gate.min_gian: unknown setting; did you mean min_gain?"),
         ("root", "/", "root: not a setting"),
@@ -212,22 +212,3 @@ def test_numbers_of_the_losses_are_searched_where_they_have_a_range(tmp_path: Pa
         assert load_settings(path).searched == found
     path = write(tmp_path, {"losses": {"triplet": "batch_all", "attribution": "method"}, **changes})
     assert load_settings(path).searched[-2:] == ["margin", "attribution_weight"]
-
-
-def test_media_root_is_seen_from_the_file_and_the_environment_goes_before_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MASM_MEDIA_ROOT", raising=False)
-    path = write(tmp_path, {"serving.media_root": "media"})
-    assert load_settings(path).serving.media_root == tmp_path / "media"
-    monkeypatch.setenv("MASM_MEDIA_ROOT", "/elsewhere")
-    assert load_settings(path).serving.media_root == Path("/elsewhere")
-
-
-def test_a_key_belongs_into_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"serving\.api_key: unknown setting"):
-        load_settings(write(tmp_path, {"serving.api_key": "secret"}))
-    monkeypatch.setenv("MASM_API_KEY", "")
-    assert api_key() is None
-    monkeypatch.setenv("MASM_API_KEY", "secret")
-    assert api_key() == "secret"

@@ -16,7 +16,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from mlflow import MlflowClient
@@ -28,6 +28,8 @@ from masm.errors import UserError
 PATIENCE = 60  # looks at the same holder, of about a second each, after which it counts as dead
 INTERVAL = 1.0  # s
 HOLDER = "holder"  # tag
+TAKEN = tuple(map(ErrorCode.Name, (RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)))
+"""What MLflow says where another process was first, also where that one has given the lock back since."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +59,27 @@ class Lock:
         try:
             self.client.create_registered_model(self.name, by, "Held for as long as a version is being promoted.")
         except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            if error.error_code not in TAKEN:
                 raise
             return self._holder()  # ourselves, where the answer to a first attempt was lost
         return self.token
 
     def give_back(self) -> None:
-        """Remove the lock, and what is left of those that were broken."""
-        if self._holder() == self.token:
-            self.client.delete_registered_model(self.name)
-        for broken in self.client.search_registered_models(f"name LIKE '{self.name}.%'"):
-            self.client.delete_registered_model(broken.name)
+        """Remove the lock, and what is left of those that were broken.
+
+        Where the store fails at this, the work is done all the same, and the lock counts as a dead holder's.
+        """
+        with suppress(MlflowException):
+            if self._holder() == self.token:
+                self.client.delete_registered_model(self.name)
+            for broken in self.client.search_registered_models(f"name LIKE '{self.name}.%'"):
+                self.client.delete_registered_model(broken.name)
 
     def break_of(self, holder: str) -> None:
-        """Take the lock from a dead holder; in vain where another process has done so."""
-        try:
+        """Take the lock from a dead holder; in vain where another process is faster."""
+        with suppress(MlflowException):
             if self._holder() == holder:
                 self.client.rename_registered_model(self.name, f"{self.name}.{holder}")
-        except MlflowException as error:
-            if error.error_code not in map(ErrorCode.Name, (RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)):
-                raise
 
     def _holder(self) -> str | None:
         try:

@@ -12,8 +12,9 @@ from urllib.request import urlopen
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, ErrorCode
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE, ErrorCode
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -23,6 +24,7 @@ from masm.settings import Mlflow
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS_CHAMPION = "previous_champion"
+NO_ANSWER = tuple(map(ErrorCode.Name, (INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE)))
 
 
 def connect(settings: Mlflow) -> MlflowClient:
@@ -33,6 +35,7 @@ def connect(settings: Mlflow) -> MlflowClient:
     """
     for noisy in ("alembic", "mlflow"):  # a fresh database reports each of its migrations
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # one for each file
     _check_reachable(settings.tracking_uri)
     mlflow.set_tracking_uri(settings.tracking_uri)
     mlflow.set_registry_uri(settings.tracking_uri)
@@ -60,7 +63,7 @@ def answering(settings: Mlflow) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        if isinstance(error, MlflowException) and error.error_code != ErrorCode.Name(INTERNAL_ERROR):
+        if isinstance(error, MlflowException) and error.error_code not in NO_ANSWER:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(
