@@ -25,6 +25,8 @@ CODE = sorted(path for folder in ("masm", "pipelines") for path in (ROOT / folde
 FENCE = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FIGURES = {ROOT / "docs" / "reference" / "benchmarks.md"}
 """Pages whose dotted names are figures, not settings."""
+NO_SETTINGS = {"json", "yaml", "db", "csv", "html", "parquet", "sha256"}
+"""Parts of names that files and tags have."""
 
 COMMANDS = typer.main.get_command(app)
 
@@ -133,9 +135,9 @@ def test_settings_have_these_names(page: Path) -> None:
 
 
 def is_setting_like(name: str) -> bool:
-    """It begins with a section, and is no file nor a tag named by one."""
+    """It begins with a section, and is no file and no hash."""
     first, *others = name.split(".")
-    return first in Settings.model_fields and not {"json", "yaml", "db", "csv", "html", "parquet"} & set(others)
+    return first in Settings.model_fields and not NO_SETTINGS & set(others)
 
 
 def has_setting(name: str) -> bool:

@@ -158,7 +158,7 @@ def test_page_draws_the_scores_along_a_video(page: WebDriver, scorers: dict[str,
     dots = page.find_elements(By.CSS_SELECTOR, "#frames circle title")
     scores = [float(dot.get_attribute("textContent").split(": ")[1]) for dot in dots]
     assert scores == pytest.approx([frame.score for frame in expected.frames], abs=2e-3)
-    assert len(set(scores)) > 1
+    assert len(scores) >= 6  # of 8 frames that are looked at
 
 
 def test_bad_file_gets_its_sentence_and_the_next_one_a_score(page: WebDriver, folder: Path, photograph: Path) -> None:
