@@ -395,24 +395,6 @@ class Gate(Section):
         return self
 
 
-class Gate(Section):
-    """What a model must show before it serves; null switches a condition off."""
-
-    min_gain: float | None = Field(ge=0, description="the paired difference's interval lies above it")
-    floors: dict[str, float | None] = Field(description="least video AUC of a test dataset: default, or by its name")
-    max_drop: float | None = Field(ge=0, description="of any test dataset's video AUC under the champion's")
-    max_robustness_drop: float | None = Field(ge=0, description="of the mean video AUC, distorted at level 3")
-    max_calibration_error: float | None = Field(gt=0, description="of the videos' calibrated probabilities")
-    max_latency_ms: float | None = Field(gt=0, description="of one crop, on the machine that runs the gate")
-    clean_tree: bool = Field(description="code and settings must be those of the commit")
-
-    @model_validator(mode="after")
-    def _has_a_default(self) -> Gate:
-        if "default" not in self.floors:
-            raise ValueError("floors needs default: the least video AUC of a test dataset that it does not name")
-        return self
-
-
 class Candidate(Section):
     """One method of a comparison, with the hyper-parameters that it has."""
 

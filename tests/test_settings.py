@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from masm.errors import UserError
-from masm.settings import Losses, fingerprint, hyperparameters_of, load_settings
+from masm.settings import Losses, api_key, fingerprint, hyperparameters_of, load_settings
 from tests.conftest import ROOT
 
 
@@ -212,3 +212,22 @@ def test_numbers_of_the_losses_are_searched_where_they_have_a_range(tmp_path: Pa
         assert load_settings(path).searched == found
     path = write(tmp_path, {"losses": {"triplet": "batch_all", "attribution": "method"}, **changes})
     assert load_settings(path).searched[-2:] == ["margin", "attribution_weight"]
+
+
+def test_media_root_is_seen_from_the_file_and_the_environment_goes_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MASM_MEDIA_ROOT", raising=False)
+    path = write(tmp_path, {"serving.media_root": "media"})
+    assert load_settings(path).serving.media_root == tmp_path / "media"
+    monkeypatch.setenv("MASM_MEDIA_ROOT", "/elsewhere")
+    assert load_settings(path).serving.media_root == Path("/elsewhere")
+
+
+def test_a_key_belongs_into_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"serving\.api_key: unknown setting"):
+        load_settings(write(tmp_path, {"serving.api_key": "secret"}))
+    monkeypatch.setenv("MASM_API_KEY", "")
+    assert api_key() is None
+    monkeypatch.setenv("MASM_API_KEY", "secret")
+    assert api_key() == "secret"
