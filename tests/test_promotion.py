@@ -75,8 +75,10 @@ def test_gain_is_the_lower_bound_of_the_paired_difference() -> None:
 
 
 def test_better_by_chance_is_not_better() -> None:
-    weak = make_scores(a=0.5)
-    verdict = decide({"min_gain": 0.0}, contender(make_scores(a=0.52)), weak)
+    weak = make_scores(a=0.0)
+    others = (weak.assign(score=np.random.default_rng(seed).permutation(weak["score"])) for seed in range(100))
+    chance = next(other for other in others if 0 < auc(other, "a") - auc(weak, "a") < 0.05)
+    verdict = decide({"min_gain": 0.0}, contender(chance), weak)
     assert verdict.difference is not None
     assert verdict.difference.value > 0
     assert verdict.difference.low <= 0
@@ -108,8 +110,8 @@ def test_one_dataset_that_falls_holds_a_model_that_is_better_in_the_mean() -> No
 def test_first_model_needs_its_floors_dataset_by_dataset() -> None:
     scores = make_scores(a=0.0, b=2.0)
     low, high = auc(scores, "a"), auc(scores, "b")
-    assert decide({"floors": {"default": low}}, contender(scores)).promoted
-    verdict = decide({"floors": {"default": low, "b": high + 1e-6}}, contender(scores))
+    assert decide({"floors": {"default": low - 1e-6}}, contender(scores)).promoted
+    verdict = decide({"floors": {"default": low - 1e-6, "b": high + 1e-6}}, contender(scores))
     assert not verdict.promoted
     assert condition(verdict, "floor.a").holds
     assert not condition(verdict, "floor.b").holds

@@ -103,7 +103,7 @@ def test_the_shipped_file_loads() -> None:
         ("pretrain.batch_size", 127, "pretrain: batch_size (127) must be a multiple of workers (2)"),
         ("licences", {"swapp": "CC BY 4.0"}, "licences.swapp is of no dataset: name one, or faces"),
         ("train.calibration", "platt", "train.calibration: Input should be 'temperature' or 'isotonic'"),
-        ("gate.floors", {"upsampel": 0.5, "default": 0.5}, "gate.floors names upsampel, which is no dataset with role"),
+        ("gate.floors", {"upsampel": 0.5, "default": 0.5}, "gate.floors names upsampel, which is no dataset"),
         ("gate.floors", {"upsample": 0.5}, "gate: floors needs default"),
         ("gate.min_gian", 0.1, "gate.min_gian: unknown setting; did you mean min_gain?"),
         ("root", "/", "root: not a setting"),

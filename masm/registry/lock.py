@@ -28,6 +28,8 @@ from masm.errors import UserError
 PATIENCE = 60  # looks at the same holder, of about a second each, after which it counts as dead
 INTERVAL = 1.0  # s
 HOLDER = "holder"  # tag
+TAKEN = tuple(map(ErrorCode.Name, (RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)))
+"""What MLflow says where another process was first, also where that one has given the lock back since."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Lock:
         try:
             self.client.create_registered_model(self.name, by, "Held for as long as a version is being promoted.")
         except MlflowException as error:
-            if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            if error.error_code not in TAKEN:
                 raise
             return self._holder()  # ourselves, where the answer to a first attempt was lost
         return self.token
@@ -75,7 +77,7 @@ class Lock:
             if self._holder() == holder:
                 self.client.rename_registered_model(self.name, f"{self.name}.{holder}")
         except MlflowException as error:
-            if error.error_code not in map(ErrorCode.Name, (RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)):
+            if error.error_code not in TAKEN:
                 raise
 
     def _holder(self) -> str | None:

@@ -13,7 +13,7 @@ from urllib.request import urlopen
 import mlflow
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, ErrorCode
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE, ErrorCode
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -23,6 +23,7 @@ from masm.settings import Mlflow
 CHAMPION = "champion"
 CHALLENGER = "challenger"
 PREVIOUS_CHAMPION = "previous_champion"
+NO_ANSWER = tuple(map(ErrorCode.Name, (INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE)))
 
 
 def connect(settings: Mlflow) -> MlflowClient:
@@ -60,7 +61,7 @@ def answering(settings: Mlflow) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        if isinstance(error, MlflowException) and error.error_code != ErrorCode.Name(INTERNAL_ERROR):
+        if isinstance(error, MlflowException) and error.error_code not in NO_ANSWER:
             raise
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,8 +105,6 @@ def download(client: MlflowClient, version: ModelVersion, folder: Path) -> Path:
         )
     source = client.get_model_version_download_uri(version.name, version.version)
     path = _fetch(source, folder, f"{model}: its files are")
-    for compiled in list(path.rglob("__pycache__")):  # left where a process loaded the model in place
-        shutil.rmtree(compiled)
     check_manifest(path, expected, model)
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 from masm.errors import UserError
@@ -25,6 +26,7 @@ def digest(path: Path) -> str:
 
 def write_manifest(folder: Path) -> str:
     """Write the SHA-256 of each file in `folder` to its manifest.json, and return the manifest's own."""
+    _drop_compiled(folder)
     listed = {name: digest(folder / name) for name in sorted(_files(folder))}
     path = folder / MANIFEST
     path.write_text(json.dumps(listed, indent=1) + "\n")
@@ -34,7 +36,8 @@ def write_manifest(folder: Path) -> str:
 def check_manifest(folder: Path, expected: str, model: str) -> None:
     """Compare a model's folder with its manifest, and the manifest with its SHA-256.
 
-    A file that the manifest does not list is a fault, too: Python would import it from the model's code.
+    A file that the manifest does not list is a fault, too: Python would import it from the model's code. What Python
+    compiled there, when MLflow loaded the model where it lies, is removed instead.
 
     Args:
         folder: the model's files, manifest.json among them.
@@ -44,6 +47,7 @@ def check_manifest(folder: Path, expected: str, model: str) -> None:
     Raises:
         DamagedModel: a file is missing, changed, or one too many; the message names the first of them.
     """
+    _drop_compiled(folder)
     _check(folder, MANIFEST, expected, model)
     listed: dict[str, str] = json.loads((folder / MANIFEST).read_text())
     for name, value in sorted(listed.items()):
@@ -61,6 +65,11 @@ def _check(folder: Path, name: str, expected: str, model: str) -> None:
         raise DamagedModel(f"{model}: its file {name} is missing from the artifact store: {_ADVICE}")
     if digest(path) != expected:
         raise DamagedModel(f"{model}: its file {name} is not what was registered (SHA-256 differs): {_ADVICE}")
+
+
+def _drop_compiled(folder: Path) -> None:
+    for compiled in list(folder.rglob("__pycache__")):
+        shutil.rmtree(compiled)
 
 
 def _files(folder: Path) -> set[str]:

@@ -109,6 +109,11 @@ class Passing(BaseHTTPRequestHandler):
     def _pass(self) -> None:
         proxy = self.server
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":  # so are empty files sent
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
         last = False
         if self.command != "GET":
             proxy.changes.append(f"{self.command} {self.path}")
@@ -116,8 +121,10 @@ class Passing(BaseHTTPRequestHandler):
         if proxy.lost or (last and not proxy.reaches):
             self._lose()
             return
+        kept = {key: self.headers[key] for key in self.headers if key not in ("Host", "Transfer-Encoding")}
+        kept["Content-Length"] = str(len(body))
         connection = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
-        connection.request(self.command, self.path, body, {k: v for k, v in self.headers.items() if k != "Host"})
+        connection.request(self.command, self.path, body, kept)
         answer = connection.getresponse()
         content = answer.read()
         connection.close()
