@@ -23,7 +23,7 @@ from masm.errors import UserError
 from masm.gate import basis_of, decide, latency_of
 from masm.lineage import code_changes, environment, lineage
 from masm.promotion import Contender, Verdict
-from masm.registry import Dataset, Record
+from masm.registry import Dataset, Record, Version
 from masm.report import insert_verdict
 from masm.serving.packaging import ModelFiles
 from masm.settings import Settings
@@ -63,6 +63,12 @@ def main(settings: Settings) -> None:
                 lambda verdict: registry.log_decision(client, run.run_id, verdict, decision_page(results, verdict)),
                 lambda lock, verdict: registry.register(lock, run, tags, verdict, "pipelines.promote"),
             )
+    _write(settings, results, verdict, version)
+    named = f"{settings.mlflow.model} version {version.version} is {', '.join(version.aliases)}"
+    console.print(f"{named}: {verdict.reason}", highlight=False)
+
+
+def _write(settings: Settings, results: Results, verdict: Verdict, version: Version) -> None:
     reports = settings.root / "reports"
     (reports / "decision.html").write_text(decision_page(results, verdict))
     report = {
@@ -73,8 +79,6 @@ def main(settings: Settings) -> None:
         **verdict.record(),
     }
     (reports / "promotion.json").write_text(json.dumps(report, indent=2) + "\n")
-    named = f"{settings.mlflow.model} version {version.version} is {', '.join(version.aliases)}"
-    console.print(f"{named}: {verdict.reason}", highlight=False)
 
 
 def read_results(root: Path) -> Results:
