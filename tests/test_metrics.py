@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 import time
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,25 +48,30 @@ def tied_samples(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 def test_curve_figures_equal_scikit_learn_with_ties(sample: tuple[np.ndarray, np.ndarray]) -> None:
     labels, scores = sample
     assert area_under_curve(labels, scores) == pytest.approx(count_pairs(labels, scores), abs=1e-12)
-    assert area_under_curve(labels, scores) == pytest.approx(sklearn_metrics.roc_auc_score(labels, scores))
-    assert average_precision(labels, scores) == pytest.approx(sklearn_metrics.average_precision_score(labels, scores))
+    expected_area = sklearn_metrics.roc_auc_score(labels, scores)
+    assert area_under_curve(labels, scores) == pytest.approx(expected_area, abs=1e-9)
+    expected_precision = sklearn_metrics.average_precision_score(labels, scores)
+    assert average_precision(labels, scores) == pytest.approx(expected_precision, abs=1e-9)
     expected = sklearn_metrics.roc_curve(labels, scores, drop_intermediate=False)
     for ours, theirs in zip(roc_curve(labels, scores), expected, strict=True):
-        np.testing.assert_allclose(ours, theirs)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-9)
 
 
 @given(tied_samples())
 def test_equal_error_rate_lies_on_the_curve_where_misses_equal_false_alarms(
     sample: tuple[np.ndarray, np.ndarray],
 ) -> None:
-    curve = roc_curve(*sample)
-    rate = equal_error_rate(*sample)
-    # The curve crosses the anti-diagonal once: walk densely along its straight pieces.
-    t = np.linspace(0, len(curve.thresholds) - 1, 20_001)
-    steps = np.arange(len(curve.thresholds))
-    x, y = np.interp(t, steps, curve.false_positive_rate), np.interp(t, steps, curve.true_positive_rate)
-    nearest = int(np.argmin(np.abs(x + y - 1)))
-    assert rate == pytest.approx(x[nearest], abs=2e-3)
+    """Where the straight pieces of scikit-learn's curve cross the line of equal errors, in fractions."""
+    reals, fakes = (int(np.sum(sample[0] == label)) for label in (0, 1))
+    false_alarms, hits, _ = sklearn_metrics.roc_curve(*sample, drop_intermediate=False)
+    corners = [
+        (Fraction(round(x * reals), reals), Fraction(round(y * fakes), fakes))
+        for x, y in zip(false_alarms, hits, strict=True)
+    ]
+    for (x, y), (right, up) in pairwise(corners):
+        if x + y <= 1 <= right + up:
+            crossing = x + (1 - x - y) / (right + up - x - y) * (right - x)
+    assert equal_error_rate(*sample) == pytest.approx(float(crossing), abs=1e-9)
 
 
 def test_equal_error_rate_of_a_known_case() -> None:
@@ -83,12 +90,12 @@ def test_operating_points_equal_a_search_over_all_thresholds(
     candidates = np.append(np.unique(scores), np.inf)
     rates = [((scores >= t)[labels == 0].mean(), (scores >= t)[labels == 1].mean()) for t in candidates]
     best = max(hit for false_alarm, hit in rates if false_alarm <= limit)
-    assert true_positive_rate_at(labels, scores, limit) == pytest.approx(best)
+    assert true_positive_rate_at(labels, scores, limit) == pytest.approx(best, abs=1e-9)
     threshold = choose_threshold(labels, scores, limit)
     assert (scores >= threshold)[labels == 0].mean() <= limit
     assert (scores >= threshold)[labels == 1].mean() == pytest.approx(best)
     assert balanced_accuracy(labels, scores, threshold) == pytest.approx(
-        sklearn_metrics.balanced_accuracy_score(labels, scores >= threshold)
+        sklearn_metrics.balanced_accuracy_score(labels, scores >= threshold), abs=1e-9
     )
 
 

@@ -60,7 +60,7 @@ def det(dataset: str, points: pd.DataFrame, rates: Mapping[str, str]) -> str:
         points: rows (model, fpr_deviate, fnr_deviate); none where the curve is undefined.
         rates: model name -> its equal error rate as text, in the legend's order.
     """
-    figure, axes = new_figure(3.45, 3.5)
+    figure, axes = new_figure(3.45, 3.7)
     ticks, limits = norm.ppf(DET_TICKS), norm.ppf(DET_LIMITS)
     axes.plot(limits, limits, color=GREY, linewidth=1, linestyle=":")
     for colour, (model, rate) in zip(MODEL_COLOURS, rates.items(), strict=False):
@@ -70,7 +70,7 @@ def det(dataset: str, points: pd.DataFrame, rates: Mapping[str, str]) -> str:
     axes.set_xticks(ticks, names, fontsize=7)
     axes.set_yticks(ticks, names, fontsize=7)
     axes.set(title=dataset, xlabel="false positive rate", ylabel="miss rate", xlim=limits, ylim=limits)
-    axes.legend(loc="upper right")
+    figure.legend(loc="outside lower center", ncols=2, handlelength=1.4, columnspacing=1.2)
     return to_svg(figure)
 
 
@@ -103,7 +103,7 @@ def ladder(dataset: str, table: pd.DataFrame) -> str:
         dataset: the title.
         table: rows (distortion, level, video_auc), those of level 0 under the distortion "none".
     """
-    figure, axes = new_figure(4.6, 3.3)
+    figure, axes = new_figure(3.45, 3.7)
     stored = table[table["level"] == 0]
     kinds = table[table["level"] > 0].groupby("distortion", sort=False)
     styles = cycle(zip(LADDER_COLOURS, LADDER_MARKERS, strict=True))
@@ -112,6 +112,7 @@ def ladder(dataset: str, table: pd.DataFrame) -> str:
         axes.plot(course["level"], course["video_auc"], color=colour, marker=marker, markersize=4, label=str(kind))
     axes.axhline(0.5, color=GREY, linewidth=1, linestyle=":")
     axes.set(title=dataset, xlabel="level (0: as stored)", ylabel="video AUC (dotted: chance)")
+    axes.set_ylim(min(0.48, table["video_auc"].min() - 0.02), 1.01)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.legend(loc="outside right upper")
+    figure.legend(loc="outside lower center", ncols=3, handlelength=1.4, columnspacing=1.2)
     return to_svg(figure)

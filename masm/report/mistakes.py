@@ -54,7 +54,7 @@ def _mistake(frames: pd.DataFrame, video: Mapping[Any, Any], tables: Mapping[str
     own = frames[(frames[VIDEO] == [video[name] for name in VIDEO]).all(axis=1)].sort_values("score")
     worst = own["sample_id"].iloc[0 if video["label"] else -1]
     jpeg = _thumbnail(_stored_image(tables[video["dataset"]], str(worst)))
-    return Mistake(*(video[name] for name in (*VIDEO, "label", "score")), jpeg=jpeg)
+    return Mistake(**{name: video[name] for name in (*VIDEO, "label", "score")}, jpeg=jpeg)
 
 
 def _stored_image(table: Path, sample_id: str) -> bytes:

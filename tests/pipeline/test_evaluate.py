@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     with own_address():
         root = make_workspace(folder / "workspace", folder / "mlflow.db").root
         save(tiny_detector(1), root / "models" / "probe")
+        for seen in ("train/swap", "validate/selfblend"):  # the model card counts their rows
+            shutil.copytree(root / "data" / "test" / TESTS[0], root / "data" / seen)
         training = json.loads((root / "models" / "train.json").read_text())
         mask = [{"step": 0, "free": {"blocks.0.attn.q": [True, False]}}]
         (root / "models" / "train.json").write_text(json.dumps({**training, "mask_history": mask, "steps": 9}))
