@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, TEMPORARILY_UNAVAILABLE, ErrorCode
 from requests.exceptions import RequestException
@@ -34,6 +35,7 @@ def connect(settings: Mlflow) -> MlflowClient:
     """
     for noisy in ("alembic", "mlflow"):  # a fresh database reports each of its migrations
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # one for each file
     _check_reachable(settings.tracking_uri)
     mlflow.set_tracking_uri(settings.tracking_uri)
     mlflow.set_registry_uri(settings.tracking_uri)

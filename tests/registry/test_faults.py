@@ -26,7 +26,7 @@ from masm.errors import UserError
 from masm.registry import lock as locks
 from masm.settings import Settings, load_settings
 from tests.registry.contest import NAMES, check_outcome, compete, prepare
-from tests.registry.runs import Logged, check_whole, log, own_model, register, shifted
+from tests.registry.runs import Logged, check_whole, contestants, log, own_model, register
 from tests.serving.workspace import ROOT, make_workspace, own_address, tiny_detector, use_detector
 
 pytestmark = pytest.mark.slow
@@ -172,7 +172,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Remote]:
             at_server = settings.mlflow.model_copy(update={"tracking_uri": uri})
             settings = settings.model_copy(update={"mlflow": at_server})
             scores = use_detector(settings, tiny_detector(0))
-            logged = {name: log(settings, shifted(scores, by)) for name, by in zip(NAMES, (1, 10), strict=True)}
+            logged = {name: log(settings, theirs) for name, theirs in contestants(scores).items()}
             yield Remote(settings, server, proxy, log(settings, scores), logged)
         finally:
             proxy.shutdown()
@@ -249,8 +249,8 @@ def test_two_processes_at_once_on_sqlite(tmp_path: Path) -> None:
         scores = use_detector(settings, tiny_detector(0))
         client = registry.connect(settings.mlflow)
         register(client, settings, log(settings, scores), True)
-        for name, by in zip(NAMES, (1, 10), strict=True):
-            prepare(settings.root, name, log(settings, shifted(scores, by)))
+        for name, theirs in contestants(scores).items():
+            prepare(settings.root, name, log(settings, theirs))
         command = [sys.executable, "-m", "tests.registry.contest", str(settings.root)]
         started = [subprocess.Popen([*command, name], cwd=ROOT, stdout=subprocess.PIPE) for name in NAMES]
         printed = [json.loads(process.communicate(timeout=200)[0]) for process in started]
