@@ -81,29 +81,6 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Condition:
-    """Something that is asked of a model.
-
-    Attributes:
-        name: what is limited: `gain` and `floor.DATASET` from below, all others from above.
-        limit: the setting of section `gate`.
-        value: what the model has; NaN where it was not measured.
-        holds: whether it is met; what was not measured is left open, and holds.
-        note: more about the value, or why there is none.
-    """
-
-    name: str
-    limit: float
-    value: float
-    holds: bool
-    note: str = ""
-
-    def __str__(self) -> str:
-        note = f" ({self.note})" if self.note else ""
-        return f"{self.name} {number(self.value)}, limit {self.limit:g}{note}"
-
-
-@dataclass(frozen=True)
 class Verdict:
     """The outcome of the gate; AUCs are macro means over the test datasets that can decide, at video level.
 
