@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from mlflow import MlflowClient
@@ -31,44 +31,41 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_holders_take_turns(client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "PATIENCE", 10_000)
-    inside, most, turns = 0, 0, 0
+    inside, most = 0, 0
 
-    def work() -> None:
-        nonlocal inside, most, turns
+    def work(_: int) -> None:
+        nonlocal inside, most
         for _ in range(3):
             with locks.held(client, "turns"):
                 inside += 1
                 most = max(most, inside)
                 time.sleep(0.01)
                 inside -= 1
-                turns += 1
 
-    threads = [threading.Thread(target=work) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (turns, most) == (9, 1)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(work, range(3)))
+    assert most == 1
     assert not client.search_registered_models("name LIKE 'turns%'")
 
 
-def test_lock_of_a_dead_holder_is_taken_over_by_one_alone(client: MlflowClient) -> None:
+def test_lock_of_a_dead_holder_is_taken_over_by_one_alone(
+    client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "PATIENCE", 20)
     dead = locks.new_lock(client, "dead")
     assert dead.take() == dead.token
-    got: list[locks.Lock] = []
-    threads = [threading.Thread(target=lambda: got.append(locks.acquire(client, "dead"))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    released = 0
-    while released < 3:  # each of the three gets it in its turn, and only one at a time
-        time.sleep(0.02)
-        assert len(got) <= released + 1
-        if len(got) > released:
-            got[released].check()
-            got[released].give_back()
-            released += 1
-    for thread in threads:
-        thread.join()
+    inside: list[str] = []
+
+    def work(_: int) -> int:
+        with locks.held(client, "dead") as lock:
+            inside.append(lock.token)
+            time.sleep(0.02)
+            lock.check()
+            return inside.index(lock.token) - len(inside)  # -1 where nobody came after us
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(work, range(3))) == [-1] * 3
+    assert len(inside) == 3
     with pytest.raises(UserError, match="another one promotes dead"):
         dead.check()
     assert not client.search_registered_models("name LIKE 'dead%'")
