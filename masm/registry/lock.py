@@ -76,7 +76,7 @@ class Lock:
                 self.client.delete_registered_model(broken.name)
 
     def break_of(self, holder: str) -> None:
-        """Take the lock from a dead holder; in vain where another process is faster, which MLflow reports variously."""
+        """Take the lock from a dead holder; in vain where another process is faster."""
         with suppress(MlflowException):
             if self._holder() == holder:
                 self.client.rename_registered_model(self.name, f"{self.name}.{holder}")
