@@ -202,23 +202,23 @@ def test_server_lost_at_any_change_leaves_a_whole_champion(remote: Remote, monke
     moved = next(index for index, change in enumerate(changes) if change.endswith("registered-models/alias"))
     assert len(changes) > moved + 4  # the entries come after it
     monkeypatch.setattr(locks, "PATIENCE", 3)
-    for number in range(len(changes)):
-        for reaches in (False, True):
-            client, settings = champion_and_challenger(remote)
-            remote.proxy.lose(number, reaches)
-            last = number == len(changes) - 1  # the lock is given back: all is done
-            says = nullcontext() if last else pytest.raises(UserError, match="stopped answering")
-            with says, registry.answering(settings.mlflow):
-                register(client, settings, remote.logged["best"], True)
-            remote.proxy.lose(None)
-            champion = registry.champion(client, settings.mlflow.model)
-            assert champion is not None
-            assert champion.version == ("2" if (number, reaches) >= (moved, True) else "1"), changes[number]
-            assert champion.tags["verdict"] == "promoted"
-            register(client, settings, remote.logged["better"], False)  # the next one settles what was left
-            check_whole(client, settings)
-            assert len(registry.trail(client, settings.mlflow.model)) == int(champion.version)
-            assert registry.champion(client, settings.mlflow.model).version == champion.version
+    cases = [(number, False) for number in range(len(changes))]
+    for number, reaches in [*cases, (moved, True)]:
+        client, settings = champion_and_challenger(remote)
+        remote.proxy.lose(number, reaches)
+        last = number == len(changes) - 1  # the lock is given back: all is done
+        says = nullcontext() if last else pytest.raises(UserError, match="stopped answering")
+        with says, registry.answering(settings.mlflow):
+            register(client, settings, remote.logged["best"], True)
+        remote.proxy.lose(None)
+        champion = registry.champion(client, settings.mlflow.model)
+        assert champion is not None
+        assert champion.version == ("2" if (number, reaches) >= (moved, True) else "1"), changes[number]
+        assert champion.tags["verdict"] == "promoted"
+        register(client, settings, remote.logged["better"], False)  # the next one settles what was left
+        check_whole(client, settings)
+        assert len(registry.trail(client, settings.mlflow.model)) == int(champion.version)
+        assert registry.champion(client, settings.mlflow.model).version == champion.version
 
 
 def test_server_killed_in_the_middle_and_started_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
