@@ -28,11 +28,11 @@ from masm.embeddings import (
     write_embeddings,
 )
 from masm.errors import UserError
-from masm.serving.packaging import ModelFiles, log_model
 from masm.settings import Settings
 from tests.data import tables
 from tests.data.tables import named_row
-from tests.serving.workspace import PROFILE, TESTS, make_workspace, own_address, random_crop, save, tiny_detector
+from tests.registry import runs
+from tests.serving.workspace import PROFILE, TESTS, make_workspace, own_address, save, tiny_detector, use_detector
 
 
 @pytest.fixture
@@ -157,13 +157,8 @@ def test_the_command_writes_the_test_datasets(settings: Settings, tmp_path: Path
 
 def test_a_registered_model_embeds_as_its_folder_does(settings: Settings, tmp_path: Path) -> None:
     folder = settings.root / "models" / "detector"
-    client = registry.connect(settings.mlflow)
-    import mlflow
-
-    with mlflow.start_run():
-        info = log_model(ModelFiles(folder, None, random_crop(0)))
-    mlflow.register_model(info.model_uri, settings.mlflow.model)
-    client.set_registered_model_alias(settings.mlflow.model, "champion", "1")
+    logged = runs.log(settings, use_detector(settings, tiny_detector(0)))
+    runs.register(registry.connect(settings.mlflow), settings, logged, promoted=True)
     save(tiny_detector(1), folder)
     name = settings.mlflow.model
     for uri in (f"models:/{name}@champion", f"models:/{name}/1"):

@@ -131,10 +131,10 @@ def test_landmarks_are_told_in_the_crop(ingested: Settings) -> None:
 def test_a_dataset_that_changes_its_role_leaves_no_table_behind(tmp_path: Path) -> None:
     for role in ("test", "validate"):
         entry = {"role": role, "camera": "compact", "forgeries": ["denoise"]}
-        settings = make_settings(tmp_path, datasets={"faces": entry})
-        ingest(settings, "faces", lambda done, total: None)
+        settings = make_settings(tmp_path, datasets={"people": entry})
+        ingest(settings, "people", lambda done, total: None)
         tables = [path.parent for path in (tmp_path / "data").rglob("faces-*.parquet")]
-        assert tables == [settings.table("faces")] == [tmp_path / "data" / role / "faces"]
+        assert tables == [settings.table("people")] == [tmp_path / "data" / role / "people"]
 
 
 def test_aligned_crops_go_by_the_landmarks(ingested: Settings) -> None:
@@ -234,20 +234,20 @@ def test_too_few_faces_fail_with_the_reason_and_the_work_is_kept(
         "faces__folder": str(folder),
         "faces__shares": {"train": 0.4, "validate": 0.3, "test": 0.3},
         "crop__detector": "cascade",
-        "datasets": {"faces": {"role": "train", "camera": "compact", "forgeries": ["denoise"]}},
+        "datasets": {"people": {"role": "train", "camera": "compact", "forgeries": ["denoise"]}},
     }
     settings = make_settings(tmp_path, **changes)
     with pytest.raises(
-        CheckFailed, match=r"datasets.faces: \d+ of 20 videos gave a face, checks.coverage asks for 95%"
+        CheckFailed, match=r"datasets.people: \d+ of 20 videos gave a face, checks.coverage asks for 95%"
     ):
-        ingest(settings, "faces", lambda done, total: None)
-    outcomes = json.loads((settings.table("faces") / "outcomes.json").read_text())
+        ingest(settings, "people", lambda done, total: None)
+    outcomes = json.loads((settings.table("people") / "outcomes.json").read_text())
     assert outcomes["unreadable"] == 10  # an empty file of each of 5 people, as real and as fake
     assert sum(outcomes.values()) == 20
-    tasks = len(make_tasks(settings, "faces"))
+    tasks = len(make_tasks(settings, "people"))
     started: list[object] = []
     monkeypatch.setattr(module, "ProcessPoolExecutor", counting(started))
-    ingest(make_settings(tmp_path, **changes, checks__coverage=0.1), "faces", lambda done, total: None)
+    ingest(make_settings(tmp_path, **changes, checks__coverage=0.1), "people", lambda done, total: None)
     assert len(started) == 5 < tasks  # those that failed
 
 
