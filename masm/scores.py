@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,9 @@ from masm.data.parts import Part
 from masm.errors import UserError
 from masm.scoring import score_rows, score_schema
 from masm.settings import Settings
+
+ROW_GROUP = 16_384
+"""Rows that are written at once: what a file says of each of its row groups is in memory until its end."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Work:
         """
         path = self.path(model, part)
         try:
-            return pq.read_table(path)
+            return pq.read_table(path, use_threads=False, pre_buffer=False)  # by one thread: it spares memory
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{path} is damaged ({error}): remove it, and run the stage again.") from None
 
@@ -81,12 +84,24 @@ def read_scores(path: Path) -> dict[str, pd.DataFrame]:
     return {str(model): rows.drop(columns="model") for model, rows in scores.groupby("model", sort=False)}
 
 
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables put together to ROW_GROUP rows or a few more."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) >= ROW_GROUP:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
 def _write_whole(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
     """Write tables one after the other; the file gets its name when all are in it."""
     unfinished = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         with pq.ParquetWriter(unfinished, schema, compression="zstd") as writer:
-            for table in tables:
+            for table in _grouped(tables):
                 writer.write_table(table)
         os.replace(unfinished, path)
     finally:

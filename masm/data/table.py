@@ -171,7 +171,7 @@ def read_shards(folder: Path, columns: Sequence[str] | None = None, split: str |
     filters = None if split is None else [("split", "=", split)]
     try:
         for shard in _readable_shards(folder):
-            yield pq.read_table(shard, columns=columns, filters=filters, use_threads=False, pre_buffer=False)
+            yield _read(shard, columns, filters)
     except (pa.ArrowException, OSError, KeyError) as error:
         raise _damaged(folder, error) from None
 
@@ -191,10 +191,14 @@ def shard_lengths(folder: Path) -> list[int]:
 def _readable_shards(folder: Path) -> list[Path]:
     """The shards of a table of this schema version."""
     shards = table_shards(folder)
-    version = pq.read_table(shards[0], columns=["schema_version"])["schema_version"][0].as_py()
+    version = _read(shards[0], ["schema_version"])["schema_version"][0].as_py()
     if version != SCHEMA_VERSION:
         raise UserError(f"{folder} has schema version {version}, this masm reads {SCHEMA_VERSION}: ingest it anew.")
     return shards
+
+
+def _read(shard: Path, columns: Sequence[str] | None, filters: list[tuple[str, str, str]] | None = None) -> pa.Table:
+    return pq.read_table(shard, columns=columns, filters=filters, use_threads=False, pre_buffer=False)
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
