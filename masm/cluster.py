@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import ray
 from pyarrow.fs import FileSystem, FileType
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util import ActorPool
 
 from masm.errors import UserError
@@ -102,6 +102,7 @@ def run_on_actors(
 
     Raises:
         Exception: what `run` raised.
+        UserError: a worker was lost more often than RESTARTS times.
     """
     gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
     options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
@@ -112,6 +113,11 @@ def run_on_actors(
         yield from pool.map_unordered(lambda worker, item: worker.run.remote(item), items)
     except RayTaskError as error:
         raise error.cause from None
+    except RayActorError as error:
+        raise UserError(
+            f"a worker was lost {1 + RESTARTS} times, as where memory runs out ({str(error).splitlines()[0]}): lower "
+            "evaluate.workers or evaluate.batch_size."
+        ) from None
 
 
 class _Worker(Generic[State, Item, Result]):

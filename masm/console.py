@@ -10,6 +10,9 @@ from rich.console import Console
 
 from masm.errors import CheckFailed, UserError
 
+STDERR = Console(stderr=True)
+"""What shows progress: bars of one console may stand below each other."""
+
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
@@ -18,7 +21,6 @@ def exit_codes() -> Iterator[None]:
         yield
     except (UserError, CheckFailed) as error:
         mistake = isinstance(error, UserError)
-        console = Console(stderr=True)
-        console.print("error:" if mistake else "check failed:", style="bold red", end=" ")
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        STDERR.print("error:" if mistake else "check failed:", style="bold red", end=" ")
+        STDERR.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(2 if mistake else 1)

@@ -46,13 +46,6 @@ def delong_covariance(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarra
     return fakes.mean(axis=1), covariance
 
 
-def delong_area(labels: np.ndarray, scores: np.ndarray) -> Estimate:
-    """An AUC and its 95 % interval, symmetric, but within [0, 1]; at an AUC of 1 it has no width."""
-    areas, covariance = delong_covariance(labels, scores[None])
-    reach = NORMAL_975 * math.sqrt(covariance[0, 0])
-    return Estimate(float(areas[0]), max(0.0, areas[0] - reach), min(1.0, areas[0] + reach))
-
-
 def delong_difference(labels: np.ndarray, scores_a: np.ndarray, scores_b: np.ndarray) -> Difference:
     """AUC of scores a minus that of scores b, both (n,) of the same samples, with 95 % interval and p-value."""
     areas, covariance = delong_covariance(labels, np.stack([scores_a, scores_b]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,25 +14,38 @@ import pandas as pd
 import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
+from rich.progress import Progress
 
 from masm import registry
+from masm.console import STDERR
 from masm.data.faces import CropProfile
 from masm.data.findings import confounded_datasets
+from masm.data.parts import plan
 from masm.data.profile import crop_profile
 from masm.data.versions import digests
+from masm.decisions import read_decisions
 from masm.detector import Detector
 from masm.errors import UserError
-from masm.evaluation import paired_bootstrap
-from masm.lineage import protocol_hash
-from masm.promotion import Champion, Comparison, Contender, Verdict, estimate_macro_video_auc, judge
+from masm.evaluation import evaluate, paired_bootstrap
+from masm.lineage import is_clean, protocol_hash
+from masm.promotion import (
+    CALIBRATION_ERROR,
+    Champion,
+    Comparison,
+    Contender,
+    Verdict,
+    estimate_macro_video_auc,
+    judge,
+)
 from masm.registry import Lock, Version
+from masm.report import insert_verdict
+from masm.scorecard import ADAPTED
 from masm.scores import read_scores
-from masm.scoring import probabilities, score
+from masm.scoring import on_device, probabilities, score
 from masm.settings import Settings
 
 Basis = dict[str, str | None]
 """What scores must have in common to be compared: the tags of the protocol and of the test datasets' tables."""
-MODEL = "adapted"  # in scores.parquet, whose other rows are the probe's
 TIMED = 20  # crops of which the latency is the median
 
 
@@ -130,27 +145,37 @@ def scores_of(client: MlflowClient, settings: Settings, version: ModelVersion, b
 def _scores_by(folder: Path, settings: Settings, version: ModelVersion, basis: Basis) -> pd.DataFrame:
     if basis_of(settings, version.tags) == basis:
         with registry.recorded(version, "scores.parquet") as path:
-            return read_scores(path)[MODEL]
-    named = f"{version.name} version {version.version}"
+            return read_scores(path)[ADAPTED]
+    named = registry.label(version)
     if basis != present_basis(settings):
         raise UserError(f"{named} was judged on other data, which are not those of this workspace: check them out.")
     detector = Detector.load(folder, merged=True)
     if CropProfile(**detector.card["crop"]) != crop_profile(settings):
         raise UserError(f"{named} was made for other crops than the tables here have: compare the two by hand.")
-    return score(detector, settings, settings.with_role("test"))
+    tests = settings.with_role("test")
+    with Progress(console=STDERR) as bar:
+        task = bar.add_task(f"score {named} anew", total=sum(len(part.rows) for part in plan(settings, tests)))
+        return score(on_device(detector), settings, tests, partial(bar.advance, task))
 
 
-def contender(client: MlflowClient, settings: Settings, version: ModelVersion, basis: Basis) -> Contender:
-    """A registered version as the gate sees it.
+def contender(
+    client: MlflowClient, settings: Settings, version: ModelVersion, basis: Basis, left_out: Mapping[str, str]
+) -> Contender:
+    """A registered version as the gate sees it; of its metrics those that were recorded on the basis, or anew.
 
     Raises:
         UserError: files of it are damaged or gone.
     """
     with registry.stored_detector(client, version) as folder:
         scores, latency = _scores_by(folder, settings, version, basis), latency_of(folder, settings)
+        card = Detector.load(folder, merged=True).card
+    clean = is_clean(version.tags)
+    if basis_of(settings, version.tags) != basis:
+        found = evaluate(scores, read_decisions(card), draws=1, left_out=left_out)  # its intervals are not asked for
+        metrics = {CALIBRATION_ERROR: found.video.calibration_error}
+        return Contender(scores, metrics, latency, clean, missing="recorded on other data")
     with registry.recorded(version, "metrics.json") as path:
-        metrics = json.loads(path.read_text())
-    return Contender(scores, metrics, latency, version.tags.get("git.dirty") == "false")
+        return Contender(scores, json.loads(path.read_text(encoding="utf-8")), latency, clean)
 
 
 def left_out_of(settings: Settings, version: ModelVersion, basis: Basis) -> dict[str, str]:
@@ -192,32 +217,46 @@ def promote_version(
     Args:
         client: of `registry.connect`.
         settings: of the workspace.
-        version: any but the champion.
+        version: of the workspace's model, any but the champion.
         by: the command that does so.
-        forced: why the version becomes champion although the gate holds it; goes into the trail.
+        forced: why the version becomes champion although the gate holds it; goes into the verdict and the trail.
 
     Raises:
-        UserError: it is champion, or files of it are damaged or gone; that cannot be forced.
+        UserError: it is champion or another model's, or files of it are damaged or gone; that cannot be forced.
     """
+    if version.name != settings.mlflow.model:
+        raise UserError(
+            f"{version.name} is not the model of this workspace, {settings.mlflow.model}: name one of its versions."
+        )
     champion = registry.champion(client, settings.mlflow.model)
     _check_not(champion, version)
     basis = common_basis(settings, version, champion)
-    challenger = contender(client, settings, version, basis)
+    left_out = left_out_of(settings, version, basis)
+    challenger = contender(client, settings, version, basis, left_out)
+    page = registry.report_of(version)
+
+    def noted(verdict: Verdict) -> Verdict:
+        if verdict.promoted or forced is None:
+            return verdict
+        return replace(verdict, reason=f"{verdict.reason}; made champion all the same: {forced}")
+
+    def announce(verdict: Verdict) -> None:
+        told = noted(verdict)
+        registry.log_decision(client, str(version.run_id), told, insert_verdict(page, told))
 
     def conclude(lock: Lock, verdict: Verdict) -> Version:
         _check_not(registry.champion(client, settings.mlflow.model), version)
-        row = registry.settle(lock, str(version.version), verdict, by)
+        row = registry.settle(lock, str(version.version), noted(verdict), by)
         if verdict.promoted or forced is None:
             return row
         return registry.move(lock, str(version.version), by, f"forced: {forced}")
 
-    left_out = left_out_of(settings, version, basis)
-    return decide(client, settings, challenger, basis, left_out, lambda verdict: None, conclude)
+    return decide(client, settings, challenger, basis, left_out, announce, conclude)
 
 
 def _check_not(champion: ModelVersion | None, version: ModelVersion) -> None:
     if _number(champion) == str(version.version):
-        raise UserError(f"{version.name} version {version.version} is champion already: name another version.")
+        raise UserError(f"{registry.label(version)} is champion already: name another version.")
 
 
 def roll_back(client: MlflowClient, settings: Settings, by: str) -> Version:
@@ -228,8 +267,8 @@ def roll_back(client: MlflowClient, settings: Settings, by: str) -> Version:
     """
     name = settings.mlflow.model
     while True:
-        registry.notice(client, name)
-        version = registry.former_champion(client, name)
+        with registry.promoting(client, name):  # it may have to wait for, or to settle, what others began
+            version = registry.former_champion(client, name)
         with registry.stored_detector(client, version), registry.promoting(client, name) as lock:
             if registry.former_champion(client, name).version == version.version:
                 return registry.move(lock, str(version.version), by, "rollback")

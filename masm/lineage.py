@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import distributions
 from pathlib import Path
 
-from masm.settings import Settings, fingerprint
+from masm.settings import OPERATION, Settings, fingerprint
 
 PROTOCOL = "1: video score = mean of its frames; AUC against all reals of a dataset; mean over test datasets"
 """How models are compared. Models judged by different texts are not comparable: number every change."""
@@ -38,9 +39,14 @@ def lineage(settings: Settings, digests: dict[str, str]) -> dict[str, str]:
     }
 
 
+def is_clean(tags: Mapping[str, str]) -> bool:
+    """Whether these tags of `lineage` name a commit that holds all tracked code and settings of the model."""
+    return tags.get("git.commit", "none") != "none" and tags.get("git.dirty") == "false"
+
+
 def settings_hash(settings: Settings) -> str:
-    """Stands for all settings but the addresses, which say where the work runs and not what comes out."""
-    return fingerprint(settings.model_dump(mode="json", exclude={"mlflow", "ray"}))
+    """Stands for all settings that say what comes out."""
+    return fingerprint(settings.model_dump(mode="json", exclude=set(OPERATION)))
 
 
 def protocol_hash(settings: Settings) -> str:

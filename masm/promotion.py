@@ -6,19 +6,24 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
+from itertools import chain
 from typing import Any
 
 import pandas as pd
 
 from masm.evaluation import macro_estimate, paired_bootstrap, video_scores
 from masm.metrics import area_under_curve
-from masm.scorecard import Estimate, number
+from masm.scorecard import ADAPTED, Estimate, number
 from masm.settings import Gate
 
 ROUNDING = 1e-9  # AUCs closer than this are the same
 TAG_LENGTH = 5000  # of MLflow's databases
-ROBUSTNESS_DROP = "adapted.macro.robustness_drop"
-CALIBRATION_ERROR = "adapted.macro.video_calibration_error"
+NO_JUDGE = "no test dataset that can decide has both classes"
+ROBUSTNESS_DROP = f"{ADAPTED}.macro.robustness_drop"
+CALIBRATION_ERROR = f"{ADAPTED}.macro.video_calibration_error"
+ESTIMATES = ("video_auc", "champion_video_auc", "difference")
+FIGURES = tuple(f"{name}{suffix}" for name in ESTIMATES for suffix in ("", "_low", "_high"))
+"""What a verdict can say in figures, each a tag of the version."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,17 @@ class Contender:
 
     Attributes:
         scores: of the test datasets (see `masm.evaluation`).
-        metrics: metrics.json.
+        metrics: metrics.json, without what was recorded on other data than the scores.
         latency: milliseconds for one crop; NaN where it was not measured.
-        clean: whether its code and settings are those of its commit.
+        clean: whether its code and settings are those of a known commit.
+        missing: why `metrics` may lack a figure.
     """
 
     scores: pd.DataFrame
     metrics: Mapping[str, float]
     latency: float
     clean: bool
+    missing: str = "not measured"
 
 
 @dataclass(frozen=True)
@@ -109,18 +116,10 @@ class Verdict:
 
     def summary(self) -> dict[str, str | float]:
         """Verdict, reason and figures, flat; what is undefined or was not compared is left out."""
-        estimates = (
-            ("video_auc", self.challenger),
-            ("champion_video_auc", self.champion),
-            ("difference", self.difference),
-        )
-        figures = {
-            f"{name}{suffix}": value
-            for name, estimate in estimates
-            if estimate is not None
-            for suffix, value in zip(("", "_low", "_high"), astuple(estimate), strict=True)
-            if math.isfinite(value)
-        }
+        none = (math.nan,) * 3
+        estimates = (self.challenger, self.champion, self.difference)
+        values = chain.from_iterable(none if each is None else astuple(each) for each in estimates)
+        figures = {key: value for key, value in zip(FIGURES, values, strict=True) if math.isfinite(value)}
         return {"verdict": self.word, "reason": self.reason, **figures}
 
     def record(self) -> dict[str, Any]:
@@ -158,21 +157,30 @@ def judge(
     areas = dataset_areas(challenger.scores, datasets)
     own = estimate_macro_video_auc(challenger.scores, datasets, draws, seed)
     absolute = _absolute_conditions(gate, challenger, areas)
+    if champion is None and not math.isfinite(own.value):
+        return Verdict(False, f"{NO_JUDGE}: nothing to judge by", own, conditions=absolute)
     if champion is None:
         return _decided("there is no champion yet to compare with", own, absolute)
     theirs = estimate_macro_video_auc(champion.scores, datasets, draws, seed)
     difference = paired_bootstrap(challenger.scores, champion.scores, datasets, draws=draws, seed=seed)
     undecided = Verdict(False, "", own, theirs, difference, absolute)
     if not math.isfinite(difference.value):
-        return replace(undecided, reason="no test dataset that can decide has both classes: nothing to compare on")
+        return replace(undecided, reason=f"{NO_JUDGE}: nothing to compare on")
     figures = f"mean video AUC {number(own.value)} against {number(theirs.value)} of {champion.name}"
     if abs(difference.value) <= ROUNDING:
         return replace(undecided, reason=f"a tie keeps the champion: {figures}")
     relative = _relative_conditions(gate, difference, areas, dataset_areas(champion.scores, datasets))
-    better = all(each.holds for each in relative if each.name == "gain")
-    head = f"{'better' if better else 'not better'}: {figures}: {difference.value:+.3f}"
+    head = f"{_compared(relative, difference)}: {figures}: {difference.value:+.3f}"
     verdict = _decided(f"{head}, 95 % interval {difference.interval()}", own, (*relative, *absolute))
     return replace(verdict, champion=theirs, difference=difference)
+
+
+def _compared(relative: Sequence[Condition], difference: Estimate) -> str:
+    """The comparison in a word: "better" is a matter of the condition on the gain, without which there are signs."""
+    gains = [each.holds for each in relative if each.name == "gain"]
+    if not gains:
+        return "higher" if difference.value > 0 else "lower"
+    return "better" if all(gains) else "not better"
 
 
 def _decided(head: str, own: Estimate, conditions: tuple[Condition, ...]) -> Verdict:
@@ -202,16 +210,18 @@ def _absolute_conditions(gate: Gate, model: Contender, areas: Mapping[str, float
     """What is asked of a model by itself."""
     floors = {name: gate.floors.get(name, gate.floors["default"]) for name in areas}
     conditions = [_floor(name, limit, areas[name]) for name, limit in floors.items() if limit is not None]
+    drop, error = (model.metrics.get(key, math.nan) for key in (ROBUSTNESS_DROP, CALIBRATION_ERROR))
     limits = (
-        ("robustness drop", gate.max_robustness_drop, model.metrics.get(ROBUSTNESS_DROP)),
-        ("calibration error", gate.max_calibration_error, model.metrics.get(CALIBRATION_ERROR)),
-        ("latency (ms)", gate.max_latency_ms, model.latency),
+        ("robustness drop", gate.max_robustness_drop, drop, model.missing),
+        ("calibration error", gate.max_calibration_error, error, model.missing),
+        ("latency (ms)", gate.max_latency_ms, model.latency, "not measured"),
     )
-    for name, limit, value in limits:
+    for name, limit, value, missing in limits:
         if limit is not None:
-            conditions.append(_at_most(name, limit, math.nan if value is None else value))
+            note = "" if math.isfinite(value) else f"left open: {missing}"
+            conditions.append(_at_most(name, limit, value, note))
     if gate.clean_tree:
-        note = "" if model.clean else "code or settings differ from the commit"
+        note = "" if model.clean else "code or settings are not those of a commit"
         conditions.append(_at_most("uncommitted changes", 0.0, float(not model.clean), note))
     return tuple(conditions)
 
@@ -224,9 +234,7 @@ def _floor(dataset: str, limit: float, value: float) -> Condition:
 
 
 def _at_most(name: str, limit: float, value: float, note: str = "") -> Condition:
-    if not math.isfinite(value):
-        return Condition(name, limit, value, True, "left open: not measured")
-    return Condition(name, limit, value, value <= limit, note)
+    return Condition(name, limit, value, not math.isfinite(value) or value <= limit, note)
 
 
 def _finite(value: float) -> float | None:

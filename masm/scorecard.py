@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields
 
 from masm.decisions import Level
 
+ADAPTED = "adapted"
+"""The model that is judged, as scores.parquet and metrics.json call it; the others there are held against it."""
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05)
 
 

@@ -24,6 +24,8 @@ from masm.settings import Settings
 FACTS = ["dataset", "method", "video_id", "frame_index", "sample_id", "identity", "label"]
 FACE_SIZE = "face_size"
 """The slice that is no column of the face tables: the longer side of the face box, px."""
+ATTRIBUTES = "attributes"
+"""The column of pairs, each of which can be a slice: `attributes.NAME`."""
 
 
 def score(
@@ -70,11 +72,15 @@ def score_parts(
 
 def score_schema(settings: Settings) -> pa.Schema:
     """Columns of Scores (see `masm.evaluation`): FACTS, `evaluate.slices`, distortion, level, score and outcome."""
-    slices = [
-        pa.field(name, pa.float32()) if name == FACE_SIZE else SCHEMA.field(name) for name in settings.evaluate.slices
-    ]
+    slices = [_slice_field(name) for name in settings.evaluate.slices]
     own = [("distortion", pa.string()), ("level", pa.int32()), ("score", pa.float64()), ("outcome", pa.string())]
     return pa.schema([*(SCHEMA.field(name) for name in FACTS), *slices, *(pa.field(*column) for column in own)])
+
+
+def _slice_field(name: str) -> pa.Field:
+    if name == FACE_SIZE:
+        return pa.field(name, pa.float32())
+    return pa.field(name, pa.string()) if name.startswith(ATTRIBUTES) else SCHEMA.field(name)
 
 
 def score_rows(settings: Settings, parts: Iterable[Part], read: Callable[[Part], pa.Table]) -> Iterator[pa.Table]:
@@ -95,7 +101,8 @@ def score_rows(settings: Settings, parts: Iterable[Part], read: Callable[[Part],
 
 def _part_rows(settings: Settings, part: Part, scores: pa.Table, schema: pa.Schema) -> pa.Table:
     slices = settings.evaluate.slices
-    columns = [*FACTS, *("bbox" if name == FACE_SIZE else name for name in slices)]
+    read = ("bbox" if name == FACE_SIZE else name.partition(".")[0] for name in slices)
+    columns = list(dict.fromkeys([*FACTS, *read]))
     rows = read_rows(part.path(settings), part.rows, columns)
     if not rows["sample_id"].equals(scores["sample_id"]):
         raise UserError(
@@ -110,6 +117,9 @@ def _part_rows(settings: Settings, part: Part, scores: pa.Table, schema: pa.Sche
     }
     if FACE_SIZE in slices:
         found[FACE_SIZE] = pc.max_element_wise(*(pc.list_element(rows["bbox"], side) for side in (2, 3)))
+    for name in slices:
+        if name.startswith(ATTRIBUTES):
+            found[name] = pc.map_lookup(rows[ATTRIBUTES], pa.scalar(name.partition(".")[2]), "first")
     return pa.table([found[name] for name in schema.names], schema=schema)
 
 
@@ -159,6 +169,11 @@ def _mean_shares(detector: Detector, settings: Settings, dataset: str, rows: np.
         for pixels in decoded(images, in_order(len(images), settings.evaluate.batch_size))
     ]
     return torch.cat(parts).double().mean(dim=0).tolist()
+
+
+def on_device(detector: Detector) -> Detector:
+    """The detector, moved to a GPU where there is one."""
+    return detector.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.inference_mode()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from masm.errors import UserError
 
@@ -26,6 +26,10 @@ ROLE_SPLITS: dict[Role, tuple[Split, ...]] = {"train": ("train", "val"), "valida
 
 PHOTOGRAPHS = "faces"
 """The key of `licences` that is of the photographs of section `faces`."""
+
+
+OPERATION = ("mlflow", "ray", "serving", "monitor")
+"""Sections that say where the work runs and how a model is served and watched, not what comes out."""
 
 
 class Section(BaseModel):
@@ -342,15 +346,22 @@ class Train(Optimisation):
 Distortion = Literal[
     "saturation", "contrast", "blocks", "noise", "blur", "pixelation", "h264", "jpeg", "resize"
 ]  # fmt: skip
-Slice = Literal[
-    "split", "family", "track_id", "source_clip", "compression", "width", "height", "profile", "face_size"
-]  # fmt: skip
+COLUMNS = r"split|family|track_id|source_clip|compression|width|height|profile|face_size|attributes\..+"
+Slice = Annotated[str, Field(pattern=f"^({COLUMNS})$")]
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if doubled := [value for number, value in enumerate(values) if value in values[:number]]:
+        raise ValueError(f"{doubled[0]} stands twice: take one of them out")
+    return values
 
 
 class Robustness(Section):
     """Distortions of the test datasets (`masm.data.distort`), and how many frames the model sees under each."""
 
-    kinds: tuple[Distortion, ...] = Field(default=(), description="h264 needs the extra `video`")
+    kinds: Annotated[tuple[Distortion, ...], AfterValidator(_distinct)] = Field(
+        default=(), description="h264 needs the extra `video`"
+    )
     frames: int = Field(default=0, ge=0, description="of each dataset's method, about as many; 0: none at all")
     frames_per_video: int | None = Field(
         default=None, ge=1, description="of each video that is chosen; null: all of them"
@@ -364,8 +375,9 @@ class Evaluate(Section):
         default=1, ge=1, description="1: in the stage itself; more: Ray's, of one CPU each, or of one GPU where it has"
     )
     batch_size: int = Field(ge=1)
-    slices: tuple[Slice, ...] = Field(
-        default=(), description="columns of the face tables, or face_size (longer side of the face box, px)"
+    slices: Annotated[tuple[Slice, ...], AfterValidator(_distinct)] = Field(
+        default=(),
+        description="columns of the face tables, attributes.NAME, or face_size (longer side of the box, px)",
     )
     robustness: Robustness = Robustness()
     draws: int = Field(ge=100, description="bootstrap draws")

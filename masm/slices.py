@@ -49,9 +49,11 @@ def _named(facts: pd.Series) -> pd.Series:
         quarters = pd.cut(facts, edges.tolist(), include_lowest=True)
         names = [f"{i}: {low:.4g} to {high:.4g}" for i, (low, high) in enumerate(pairwise(edges), start=1)]
         return quarters.cat.rename_categories(names).cat.add_categories("unknown").fillna("unknown")
-    named = facts.astype(object).where(facts.notna() & (facts != ""), "unknown").astype(str)
-    common = named.value_counts().index[:MOST_VALUES].tolist()
-    return named.where(named.isin(common), "others").astype(pd.CategoricalDtype([*common, "others"]))
+    known = facts.notna() & (facts != "")
+    named = facts.astype(object).where(known, "unknown").astype(str)
+    common = named[known].value_counts().index[:MOST_VALUES]
+    names = list(dict.fromkeys([*common, "unknown", "others"]))  # a table may have such values of its own
+    return named.where(named.isin(names), "others").astype(pd.CategoricalDtype(names))
 
 
 def _slices(videos: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:

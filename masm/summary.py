@@ -9,10 +9,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from masm.scorecard import number
+from masm.scorecard import ADAPTED, number
 from masm.settings import Settings
 
-MODELS = {"adapted": "adapted", "probe": "frozen-backbone probe"}
+MODELS = {ADAPTED: "adapted", "probe": "frozen-backbone probe"}
 
 
 def print_summary(settings: Settings, console: Console) -> None:
@@ -52,7 +52,7 @@ def results_table(metrics: dict[str, float], datasets: list[str]) -> Table:
         for model, title in MODELS.items():
             key = f"{model}.{dataset}"
             videos = metrics.get(f"{key}.videos")
-            first = model == "adapted"
+            first = model == ADAPTED
             undefined = float("nan")
             low, high = (metrics.get(f"{key}.video_auc_{end}", undefined) for end in ("low", "high"))
             table.add_row(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -13,6 +12,8 @@ from pathlib import Path
 from threading import Event, Thread
 
 import psutil
+
+from masm.files import write_text
 
 INTERVAL = 1.0
 """Seconds from one look at the processes to the next; what a shorter-lived one needs is not seen."""
@@ -50,9 +51,7 @@ def measured(path: Path) -> Iterator[None]:
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     timing = Timing(time.perf_counter() - began, sum(watch.cpu.values()), watch.peak, finished)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(asdict(timing), indent=1) + "\n")
-    partial.replace(path)
+    write_text(path, json.dumps(asdict(timing), indent=1) + "\n")
 
 
 class _Watch:

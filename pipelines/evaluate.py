@@ -27,16 +27,16 @@ from masm.embeddings import origin_of, read_embeddings, spread_frames, write_emb
 from masm.evaluation import evaluate, paired_bootstrap, paired_delong
 from masm.report import DatasetCard, Mistake, ReportInputs, hardest_mistakes, write_report
 from masm.robustness import Robustness, robustness
-from masm.scorecard import Estimate, Scorecard, number, signed
+from masm.scorecard import ADAPTED, Estimate, Scorecard, number, signed
 from masm.scores import read_scores
 from masm.scoring import subspace_shares
 from masm.separability import Separability, separability
-from masm.settings import Settings
+from masm.settings import OPERATION, Settings
 from masm.slices import slice_table
 from pipelines import run_stage
 from pipelines.scores import score_models
 
-MODELS = {"adapted": "detector", "probe": "probe"}
+MODELS = {ADAPTED: "detector", "probe": "probe"}
 """The models that are compared, and their folders under models/."""
 
 
@@ -63,7 +63,7 @@ def main(settings: Settings) -> None:
     decisions = {name: read_decisions(detector.card) for name, detector in detectors.items()}
     results = _results(settings, read_scores(reports / "scores.parquet"), decisions)
     shares = _shares(settings)
-    separated = _separability(settings, detectors["adapted"])
+    separated = _separability(settings, detectors[ADAPTED])
     metrics = {**_metrics(results), **_share_metrics(shares), **_separability_metrics(separated)}
     (reports / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
     _write_curves(reports, results, separated)
@@ -115,7 +115,7 @@ def _write_curves(reports: Path, results: Results, separated: Separability) -> N
 
 def _shares(settings: Settings) -> pd.DataFrame:
     """Which artifact subspaces fire on the test datasets; no rows where there are none, or none were asked for."""
-    detector = Detector.load(settings.root / "models" / MODELS["adapted"])
+    detector = Detector.load(settings.root / "models" / MODELS[ADAPTED])
     frames = settings.evaluate.share_frames
     if not detector.layers or not frames:
         return pd.DataFrame()
@@ -124,12 +124,12 @@ def _shares(settings: Settings) -> pd.DataFrame:
 
 def _share_metrics(shares: pd.DataFrame) -> dict[str, float]:
     rows = shares.to_dict("records")
-    return {f"adapted.{row['dataset']}.{row['method']}.share_{row['subspace']}": row["share"] for row in rows}
+    return {f"{ADAPTED}.{row['dataset']}.{row['method']}.share_{row['subspace']}": row["share"] for row in rows}
 
 
 def _separability(settings: Settings, detector: Detector) -> Separability:
     """What the adapted model's embeddings of some test frames show; they are kept in reports/embeddings.parquet."""
-    path, folder, tests = settings.root / "reports/embeddings.parquet", MODELS["adapted"], settings.with_role("test")
+    path, folder, tests = settings.root / "reports/embeddings.parquet", MODELS[ADAPTED], settings.with_role("test")
     chosen = spread_frames(settings, tests, settings.evaluate.embedding_frames)
     origin = origin_of(settings, tests, f"models/{folder}", settings.root / "models" / folder)
     with Progress(console=Console(stderr=True)) as bar:
@@ -145,7 +145,7 @@ def _separability_metrics(separated: Separability) -> dict[str, float]:
 def _metrics(results: Results) -> dict[str, float]:
     """Flat figures for `dvc metrics` and MLflow; undefined ones are left out."""
     metrics = {f"{name}.{key}": value for name, card in results.cards.items() for key, value in card.metrics().items()}
-    metrics |= {f"adapted.{key}": value for key, value in results.robustness.metrics().items()}
+    metrics |= {f"{ADAPTED}.{key}": value for key, value in results.robustness.metrics().items()}
     for name, gain in results.gains.items():
         prefix = "gain.video_auc" if name == "macro" else f"gain.{name}.video_auc"
         metrics |= {prefix: gain.value, f"{prefix}_low": gain.low, f"{prefix}_high": gain.high}
@@ -204,13 +204,13 @@ def _mistakes(settings: Settings, results: Results) -> list[Mistake] | None:
     if not (count := settings.evaluate.thumbnails):
         return None
     tables = {name: settings.table(name) for name in settings.with_role("test")}
-    threshold = results.decisions["adapted"]["video"].threshold
-    return hardest_mistakes(results.scores["adapted"], threshold, count, tables)
+    threshold = results.decisions[ADAPTED]["video"].threshold
+    return hardest_mistakes(results.scores[ADAPTED], threshold, count, tables)
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
-    """The settings that say what came out; addresses say only where it was made."""
-    return settings.model_dump(mode="json", exclude={"mlflow", "ray", "pretrain", "code"})
+    """The settings that say what came out."""
+    return settings.model_dump(mode="json", exclude={*OPERATION, "pretrain", "code"})
 
 
 def _dataset_cards(settings: Settings) -> list[DatasetCard]:

@@ -12,19 +12,22 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
-from rich.console import Console
 
 from masm import registry
+from masm.console import STDERR
 from masm.data.findings import confounded_datasets
 from masm.data.profile import detector_weights
 from masm.data.table import table_shards
 from masm.data.versions import digests
 from masm.errors import UserError
+from masm.files import write_text
 from masm.gate import basis_of, decide, latency_of
-from masm.lineage import code_changes, environment, lineage
+from masm.lineage import code_changes, environment, is_clean, lineage
 from masm.promotion import Contender, Verdict
 from masm.registry import Dataset, Record, Version
 from masm.report import insert_verdict
+from masm.scorecard import ADAPTED
+from masm.scores import read_scores
 from masm.serving.packaging import ModelFiles
 from masm.settings import Settings
 from pipelines import run_stage
@@ -45,15 +48,14 @@ class Results:
 
 def main(settings: Settings) -> None:
     """Register models/detector; write reports/promotion.json and decision.html, the report with the verdict."""
-    console = Console(stderr=True)
     results = read_results(settings.root)
     tags = {**lineage(settings, digests(settings)), "backbone.sha256": results.training["backbone_sha256"]}
     challenger = make_contender(settings, results, tags)
     client = registry.connect(settings.mlflow)
     with registry.answering(settings.mlflow):
-        with console.status("promote: record the run and its model"):
+        with STDERR.status("promote: record the run and its model"):
             run = registry.log_run(make_record(settings, results, tags), model_files(settings, results.detector))
-        with console.status("promote: compare with the champion"):
+        with STDERR.status("promote: compare with the champion"):
             verdict, version = decide(
                 client,
                 settings,
@@ -65,12 +67,12 @@ def main(settings: Settings) -> None:
             )
     _write(settings, results, verdict, version)
     named = f"{settings.mlflow.model} version {version.version} is {', '.join(version.aliases)}"
-    console.print(f"{named}: {verdict.reason}", highlight=False)
+    STDERR.print(f"{named}: {verdict.reason}", highlight=False)
 
 
 def _write(settings: Settings, results: Results, verdict: Verdict, version: Version) -> None:
     reports = settings.root / "reports"
-    (reports / "decision.html").write_text(decision_page(results, verdict))
+    write_text(reports / "decision.html", decision_page(results, verdict))
     report = {
         "model": settings.mlflow.model,
         "version": version.version,
@@ -78,7 +80,7 @@ def _write(settings: Settings, results: Results, verdict: Verdict, version: Vers
         "run_id": version.run_id,
         **verdict.record(),
     }
-    (reports / "promotion.json").write_text(json.dumps(report, indent=2) + "\n")
+    write_text(reports / "promotion.json", json.dumps(report, indent=2) + "\n")
 
 
 def read_results(root: Path) -> Results:
@@ -101,9 +103,8 @@ def read_results(root: Path) -> Results:
     for path in (root / "models" / "detector" / "detector.json", *files.values()):
         if not path.is_file():
             raise UserError(f"{path} is missing: `dvc repro promote` runs the stage that makes it.")
-    training, metrics = (json.loads(files[key].read_text()) for key in ("training", "metrics"))
-    scores = pd.read_parquet(files["scores"])
-    adapted = scores[scores["model"] == "adapted"]
+    training, metrics = (json.loads(files[key].read_text(encoding="utf-8")) for key in ("training", "metrics"))
+    adapted = read_scores(files["scores"])[ADAPTED]
     confounded = confounded_datasets(files["checks"])
     detector, report = root / "models" / "detector", files["report"]
     return Results(detector, tuple(files.values()), training, metrics, adapted, confounded, report)
@@ -112,12 +113,12 @@ def read_results(root: Path) -> Results:
 def make_contender(settings: Settings, results: Results, tags: dict[str, str]) -> Contender:
     """The new model as the gate sees it."""
     latency = latency_of(results.detector, settings)
-    return Contender(results.scores, results.metrics, latency, tags["git.dirty"] == "false")
+    return Contender(results.scores, results.metrics, latency, is_clean(tags))
 
 
 def decision_page(results: Results, verdict: Verdict) -> str:
     """The report of the stage `evaluate`, with the verdict in its section "Gate"."""
-    return insert_verdict(results.report.read_text(), verdict)
+    return insert_verdict(results.report.read_text(encoding="utf-8"), verdict)
 
 
 def make_record(settings: Settings, results: Results, tags: dict[str, str]) -> Record:

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -17,12 +16,11 @@ from masm.data.parts import Part, plan
 from masm.data.table import table_shards
 from masm.data.versions import fetch_missing, folder_md5, work_name
 from masm.detector import Detector
+from masm.scorecard import ADAPTED
 from masm.scores import Work, write_scores
-from masm.scoring import score_parts
+from masm.scoring import on_device, score_parts
 from masm.settings import Settings
 
-ROBUST = "adapted"
-"""The model that is scored on distorted frames, too."""
 Scorer = Callable[[Detector, Sequence[Part], Callable[[int], None]], Iterator[tuple[Part, pa.Table]]]
 """Scores parts as `masm.scoring.score_parts` does, in any order."""
 
@@ -39,7 +37,7 @@ def score_models(
         path: of the file, see `masm.scores.write_scores`.
     """
     tests = settings.with_role("test")
-    plans = {name: plan(settings, tests, distorted=name == ROBUST) for name in detectors}
+    plans = {name: plan(settings, tests, distorted=name == ADAPTED) for name in detectors}
     work = Work(settings.root / "data" / "work" / ".scores" / _name(settings, folders))
     with _scorer(settings) as scorer, Progress(console=Console(stderr=True)) as bar:
         for name, detector in detectors.items():
@@ -82,7 +80,7 @@ def _scorer(settings: Settings) -> Iterator[Scorer]:
 def _score_here(
     settings: Settings, detector: Detector, parts: Sequence[Part], progress: Callable[[int], None]
 ) -> Iterator[tuple[Part, pa.Table]]:
-    return score_parts(_on_device(detector), settings, parts, progress)
+    return score_parts(on_device(detector), settings, parts, progress)
 
 
 def _score_on_cluster(
@@ -99,9 +97,5 @@ def _score_on_cluster(
 def score_remotely(settings: Settings, detector: Detector, part: Part) -> pa.Table:
     """Score a part on a node of the cluster, which fetches the face tables if it lacks them."""
     fetch_missing(settings.root, [f"ingest@{part.dataset}"])
-    ((_, scores),) = score_parts(_on_device(detector), settings, [part])
+    ((_, scores),) = score_parts(on_device(detector), settings, [part])
     return scores
-
-
-def _on_device(detector: Detector) -> Detector:
-    return detector.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -17,10 +17,21 @@ from typer.testing import CliRunner
 from masm import registry
 from masm.cli import app
 from masm.errors import UserError
-from masm.metrics import area_under_curve
+from masm.gate import basis_of, contender, present_basis
+from masm.metrics import area_under_curve, expected_calibration_error
+from masm.promotion import CALIBRATION_ERROR
+from masm.registry import lock as locks
 from masm.settings import Settings, load_settings
 from tests.registry.runs import Logged, aliases, check_whole, log, register, shifted
-from tests.serving.workspace import TESTS, lock_data, make_workspace, own_address, tiny_detector, use_detector
+from tests.serving.workspace import (
+    DECISIONS,
+    TESTS,
+    lock_data,
+    make_workspace,
+    own_address,
+    tiny_detector,
+    use_detector,
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +104,65 @@ def test_force_needs_a_reason_and_records_it(desk: Desk) -> None:
     assert desk.tags(2)["verdict"] == "held"
     assert registry.trail(desk.client, desk.settings.mlflow.model)[-1].reason == "forced: the better one is too slow"
     check_whole(desk.client, desk.settings)
+
+
+def test_verdict_of_the_command_stands_in_the_run(desk: Desk) -> None:
+    desk.register("better", True)
+    desk.register("plain", False)
+    run = desk.logged["plain"].run.run_id
+    desk.run("promote", "2", "--force", "the better one is <slow>.")
+    page = mlflow.artifacts.load_text(f"runs:/{run}/report.html")
+    assert "made champion all the same: the better one is &lt;slow&gt;.</p>" in page
+    assert page.count("<b>Held</b>") == 1
+    decision = mlflow.artifacts.load_dict(f"runs:/{run}/decision.json")
+    assert decision["verdict"] == "held"
+    assert decision["reason"] == desk.tags(2)["reason"]
+    assert desk.run("promote", "1").exit_code == 0
+    assert "<b>Promoted</b>" in mlflow.artifacts.load_text(f"runs:/{desk.logged['better'].run.run_id}/report.html")
+
+
+def test_version_of_another_model_is_not_promoted(desk: Desk) -> None:
+    desk.register("plain", True)
+    desk.register("plain", False)
+    other = desk.settings.mlflow.model_copy(update={"model": f"{desk.settings.mlflow.model}-other"})
+    theirs = desk.settings.model_copy(update={"mlflow": other})
+    register(desk.client, theirs, desk.logged["plain"], True)
+    register(desk.client, theirs, desk.logged["better"], False)
+    for extra in ([], ["--force", "I must"]):
+        ended = desk.run("promote", f"models:/{other.model}/2", *extra).exception
+        assert isinstance(ended, UserError)
+        assert f"is not the model of this workspace, {desk.settings.mlflow.model}" in str(ended)
+    assert desk.aliases() == {1: ("champion",), 2: ("challenger",)}
+    printed = desk.run("compare", f"models:/{other.model}/2", "1").stdout
+    assert f"{other.model} version 2" in printed
+    assert f"{desk.settings.mlflow.model} version 1" in printed
+
+
+def test_rollback_settles_what_a_dead_process_left(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "INTERVAL", 0.01)
+    desk.register("plain", True)
+    desk.register("better", False)
+    desk.client.set_registered_model_alias(desk.settings.mlflow.model, "champion", "2")
+    desk.client.create_registered_model(f"{desk.settings.mlflow.model}.promoting", {"holder": "dead"})
+    assert desk.run("rollback").exit_code == 0
+    assert desk.aliases() == {1: ("champion",), 2: ("challenger",)}
+    check_whole(desk.client, desk.settings)
+
+
+def test_figures_recorded_on_other_data_do_not_count(desk: Desk) -> None:
+    desk.register("plain", True)
+    desk.register("plain", False)
+    version = desk.client.get_model_version(desk.settings.mlflow.model, "2")
+    there = contender(desk.client, desk.settings, version, basis_of(desk.settings, version.tags), {})
+    assert there.metrics == {"adapted.macro.video_auc": 0.75}
+    desk.client.set_model_version_tag(version.name, "2", "data.upsample", "1" * 32)
+    version = desk.client.get_model_version(version.name, "2")
+    anew = contender(desk.client, desk.settings, version, present_basis(desk.settings), {"denoise": "sign"})
+    part = anew.scores[anew.scores["dataset"] == "upsample"]
+    stated = DECISIONS["video"].calibration.probability(part["score"].to_numpy())
+    expected = expected_calibration_error(part["label"].to_numpy(), stated)
+    assert anew.metrics == {CALIBRATION_ERROR: pytest.approx(expected, abs=1e-12)}
+    assert anew.missing == "recorded on other data"
 
 
 def test_rollback_and_its_own_undoing(desk: Desk) -> None:

@@ -151,6 +151,32 @@ def test_absolute_conditions_limit_the_first_model_and_the_others(
         assert unmeasured.note == "left open: not measured"
 
 
+def test_figures_of_other_data_are_left_open_and_said_so() -> None:
+    gate = {"max_robustness_drop": 0.1, "max_latency_ms": 1.0}
+    verdict = decide(gate, contender(make_scores(a=1.0), missing="recorded on other data"))
+    assert verdict.promoted
+    assert condition(verdict, "robustness drop").note == "left open: recorded on other data"
+    assert condition(verdict, "latency (ms)").note == "left open: not measured"
+
+
+@pytest.mark.parametrize("datasets", [["a"], []])
+def test_first_model_that_nothing_judged_is_held(datasets: list[str]) -> None:
+    scores = make_scores(a=1.0)
+    one_class = scores[scores["label"] == 1]
+    for judged in (one_class, scores[scores["dataset"] == "none"]) if datasets else (scores,):
+        verdict = judge(Gate(**OFF), contender(judged), None, datasets, draws=100, seed=0)
+        assert not verdict.promoted
+        assert verdict.reason == "no test dataset that can decide has both classes: nothing to judge by"
+
+
+def test_without_a_condition_on_the_gain_the_sign_is_said() -> None:
+    weak, strong = make_scores(a=0.2), make_scores(a=3.0)
+    for challenger, champion, word in ((weak, strong, "lower: "), (strong, weak, "higher: ")):
+        verdict = decide({}, contender(challenger), champion)
+        assert verdict.promoted  # no condition is asked for
+        assert verdict.reason.startswith(word)
+
+
 def test_uncommitted_changes_hold_where_the_tree_must_be_clean() -> None:
     scores = make_scores(a=1.0)
     assert decide({}, contender(scores, clean=False)).promoted

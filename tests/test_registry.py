@@ -21,7 +21,7 @@ import torch
 from masm import registry
 from masm.detector import Detector
 from masm.errors import UserError
-from masm.lineage import code_changes, lineage
+from masm.lineage import code_changes, is_clean, lineage, settings_hash
 from masm.metrics import area_under_curve
 from masm.settings import Settings
 from pipelines import promote
@@ -177,13 +177,20 @@ def test_dataset_whose_classes_have_different_sources_does_not_decide(
 
 def test_nothing_is_promoted_over_a_champion_where_no_dataset_can_decide(settings: Settings) -> None:
     scores = use_detector(settings, tiny_detector(0))
-    use_findings(settings.root, dict.fromkeys(TESTS, "of none of its videos is it known what it was made from"))
     run_promote(settings)
+    use_findings(settings.root, dict.fromkeys(TESTS, "of none of its videos is it known what it was made from"))
     use_scores(settings, shifted(scores, 10))
     report = run_promote(settings)
     assert (report["verdict"], report["aliases"]) == ("held", ["challenger"])
     assert "no test dataset that can decide" in report["reason"]
     assert "video_auc" not in report
+
+
+def test_first_model_is_held_where_no_dataset_can_decide(settings: Settings) -> None:
+    use_findings(settings.root, dict.fromkeys(TESTS, "of none of its videos is it known what it was made from"))
+    report = run_promote(settings)
+    assert (report["verdict"], report["aliases"]) == ("held", ["challenger"])
+    assert report["reason"].startswith("no test dataset that can decide has both classes: nothing to judge by")
 
 
 def test_champion_judged_on_other_data_is_scored_again(settings: Settings) -> None:
@@ -380,7 +387,29 @@ def test_only_code_and_settings_make_a_tree_dirty(settings: Settings, tmp_path: 
     (root / "reports" / "metrics.json").write_text("{}")
     (root / "untracked.txt").write_text("not code\n")
     assert lineage(inside, {})["git.dirty"] == "false"
+    assert is_clean(lineage(inside, {}))
     assert len(lineage(inside, {})["git.commit"]) == 40
     (root / "code.py").write_text("second = 2\n")
     assert lineage(inside, {})["git.dirty"] == "true"
+    assert not is_clean(lineage(inside, {}))
     assert "+second = 2" in code_changes(root)
+
+
+def test_tree_outside_of_git_is_not_clean(settings: Settings, tmp_path: Path) -> None:
+    outside = settings.model_copy(update={"code": tmp_path})
+    tags = lineage(outside, {})
+    assert tags["git.commit"] == "none"
+    assert not is_clean(tags)
+
+
+def test_settings_hash_does_not_know_where_the_model_serves(settings: Settings) -> None:
+    serving = settings.serving.model_copy(update={"media_root": Path("/srv"), "port": 1234})
+    assert settings_hash(settings.model_copy(update={"serving": serving})) == settings_hash(settings)
+    assert settings_hash(settings.model_copy(update={"seed": settings.seed + 1})) != settings_hash(settings)
+
+
+def test_what_mlflow_refuses_is_one_sentence(settings: Settings) -> None:
+    client = registry.connect(settings.mlflow)
+    with pytest.raises(UserError, match="refuses this") as caught, registry.answering(settings.mlflow):
+        client.get_registered_model("no-such-model")
+    assert "\n" not in str(caught.value)

@@ -5,7 +5,6 @@ import hashlib
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from masm.losses import LossSettings
 from masm.metrics import area_under_curve
 from masm.probe import embed, fit_probe
 from masm.scoring import FACTS, score, score_parts, score_rows, subspace_shares
-from masm.settings import Evaluate, Losses, Settings
+from masm.settings import COLUMNS, Losses, Settings
 from masm.training import predict
 from tests.adapters.models import perturb
 from tests.data.test_ingest import make_settings
@@ -57,18 +56,21 @@ def test_every_frame_is_scored_once_and_in_its_place(settings: Settings) -> None
 
 
 def test_scores_carry_the_slices_of_the_tables(settings: Settings) -> None:
-    evaluate = settings.evaluate.model_copy(update={"slices": ("compression", "face_size")})
+    slices = ("attributes.camera", "compression", "face_size", "attributes.none")
+    evaluate = settings.evaluate.model_copy(update={"slices": slices})
     scores = score(build_detector(settings, None), settings.model_copy(update={"evaluate": evaluate}), ["upsample"])
-    rows = read_table(settings.table("upsample"), ["compression", "bbox"]).to_pandas()
+    rows = read_table(settings.table("upsample"), ["compression", "bbox", "attributes"]).to_pandas()
     assert scores["compression"].tolist() == rows["compression"].tolist()
+    assert scores["attributes.camera"].tolist() == [dict(pairs)["camera"] for pairs in rows["attributes"]]
+    assert scores["attributes.none"].isna().all()
     np.testing.assert_array_equal(scores["face_size"], [max(box[2:]) for box in rows["bbox"]])
     assert set(scores["distortion"]) == {"none"}
     assert set(scores["level"]) == {0}
 
 
 def test_slices_are_columns_of_the_face_tables() -> None:
-    known = set(get_args(get_args(Evaluate.model_fields["slices"].annotation)[0]))
-    assert known - set(SCHEMA.names) == {"face_size"}
+    known = set(COLUMNS.split("|"))
+    assert known - set(SCHEMA.names) == {"face_size", r"attributes\..+"}
     assert not known & set(FACTS)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from masm.cli.shared import JsonOption, ParamsOption
+from masm.console import STDERR
 from masm.settings import load_settings
 
 app = typer.Typer(help="The registered models.", no_args_is_help=True)
@@ -69,9 +70,9 @@ def registry_compare(
     client, name = registry.connect(settings.mlflow), settings.mlflow.model
     with registry.answering(settings.mlflow):
         versions = [registry.resolve(client, name, said) for said in (a, b)]
-        with Console(stderr=True).status("compare"):
+        with STDERR.status("compare"):
             rows = compare_versions(client, settings, *versions)
-    titles = [f"version {version.version}" for version in versions]
+    titles = [registry.label(version) for version in versions]
     _print(as_json, rows, lambda: comparison_table(titles, rows))
 
 
@@ -91,7 +92,7 @@ def registry_promote(
     client, name = registry.connect(settings.mlflow), settings.mlflow.model
     with registry.answering(settings.mlflow):
         chosen = registry.resolve(client, name, version)
-        with Console(stderr=True).status("promote"):
+        with STDERR.status("promote"):
             verdict, row = promote_version(client, settings, chosen, "masm registry promote", force)
     console = Console()
     console.print(f"{name} version {row.version} is {', '.join(row.aliases)}: {verdict.reason}", highlight=False)

@@ -24,10 +24,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from masm.errors import UserError
+from masm.registry.store import NO_ANSWER
 
 PATIENCE = 60  # looks at the same holder, of about a second each, after which it counts as dead
 INTERVAL = 1.0  # s
 HOLDER = "holder"  # tag
+NOBODY = "nobody"  # holds a lock that somebody made by hand; it counts as a dead one's
 TAKEN = tuple(map(ErrorCode.Name, (RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)))
 """What MLflow says where another process was first, also where that one has given the lock back since."""
 
@@ -77,13 +79,16 @@ class Lock:
 
     def break_of(self, holder: str) -> None:
         """Take the lock from a dead holder; in vain where another process is faster."""
-        with suppress(MlflowException):
+        try:
             if self._holder() == holder:
                 self.client.rename_registered_model(self.name, f"{self.name}.{holder}")
+        except MlflowException as error:
+            if error.error_code not in TAKEN:
+                raise
 
     def _holder(self) -> str | None:
         try:
-            return self.client.get_registered_model(self.name).tags.get(HOLDER)
+            return self.client.get_registered_model(self.name).tags.get(HOLDER, NOBODY)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
@@ -96,7 +101,11 @@ def new_lock(client: MlflowClient, model: str) -> Lock:
 
 
 def acquire(client: MlflowClient, model: str) -> Lock:
-    """The lock of a model, as soon as it is free or its holder counts as dead."""
+    """The lock of a model, as soon as it is free or its holder counts as dead.
+
+    Raises:
+        MlflowException: the store does not answer, or we may not write to it.
+    """
     lock = new_lock(client, model)
     seen, looks = None, 0
     while (holder := lock.take()) != lock.token:
@@ -111,13 +120,21 @@ def acquire(client: MlflowClient, model: str) -> Lock:
 @contextmanager
 def held(client: MlflowClient, model: str) -> Iterator[Lock]:
     """Hold a model's lock; waits until it is free."""
-    lock = acquire(client, model)
+    with given_back(acquire(client, model)) as lock:
+        yield lock
+
+
+@contextmanager
+def given_back(lock: Lock) -> Iterator[Lock]:
+    """Give a lock that was taken back in the end.
+
+    A store that does not answer takes nothing back, and would keep us waiting: the lock counts as a dead one's later.
+    """
     try:
         yield lock
-    except MlflowException:  # a store that does not answer takes nothing back: the lock counts as a dead one's later
-        raise
-    except BaseException:
-        lock.give_back()
+    except BaseException as error:
+        if not (isinstance(error, MlflowException) and error.error_code in NO_ANSWER):
+            lock.give_back()
         raise
     lock.give_back()
 

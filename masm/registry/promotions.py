@@ -14,6 +14,7 @@ lock (`masm.registry.lock`), and whoever gets it next first settles what an inte
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -26,14 +27,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from masm.errors import UserError
-from masm.promotion import Verdict
-from masm.registry.lock import Lock, held, new_lock, person
+from masm.promotion import FIGURES, Verdict
+from masm.registry.lock import Lock, given_back, held, new_lock, person
 from masm.registry.runs import LoggedRun
 from masm.registry.store import CHALLENGER, CHAMPION, PREVIOUS_CHAMPION
-from masm.registry.versions import Version, aliases_of, describe, list_versions, model_of, versions_of
+from masm.registry.versions import REPORT, Version, aliases_of, describe, list_versions, model_of, versions_of
 
 PROMOTING = "promoting"
 TRAIL = "promotion."
+ENTRY = re.compile(r"promotion\.\d{4}-.*")
 OUTSIDE = "outside (MLflow UI or API)"
 CUT_SHORT = "the promotion was cut short before the champion moved: `masm registry promote` judges the version anew"
 
@@ -75,8 +77,17 @@ def trail(client: MlflowClient, name: str) -> list[Promotion]:
 
 
 def _entries(model: RegisteredModel) -> list[Promotion]:
-    entries = [Promotion(**json.loads(value)) for key, value in model.tags.items() if key.startswith(TRAIL)]
+    texts = [value for key, value in model.tags.items() if ENTRY.fullmatch(key)]
+    entries = [entry for entry in map(_parsed, texts) if entry is not None]
     return sorted(entries, key=lambda entry: entry.time)
+
+
+def _parsed(text: str) -> Promotion | None:
+    """The entry that a tag holds; None where somebody wrote the tag by hand."""
+    try:
+        return Promotion(**json.loads(text))
+    except (ValueError, TypeError):
+        return None
 
 
 @contextmanager
@@ -98,8 +109,8 @@ def notice(client: MlflowClient, name: str) -> None:
     lock = new_lock(client, name)
     try:
         if lock.take() == lock.token:
-            _put_in_order(lock)
-            lock.give_back()
+            with given_back(lock):
+                _put_in_order(lock)
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(PERMISSION_DENIED):
             raise
@@ -119,7 +130,7 @@ def register(lock: Lock, run: LoggedRun, tags: Mapping[str, str], verdict: Verdi
     intent = {PROMOTING: _text(entry)} if verdict.promoted else {}
     known = {**tags, **run.digests, **verdict.tags(), **intent}
     version = str(mlflow.register_model(run.model_uri, lock.model, tags=known).version)
-    page = f"#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/report.html"
+    page = f"#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{REPORT}"
     lock.client.update_model_version(lock.model, version, f"[Report with the gate's verdict]({page})")
     return _conclude(lock, version, entry, verdict.promoted)
 
@@ -135,7 +146,12 @@ def settle(lock: Lock, version: str, verdict: Verdict, by: str) -> Version:
     """
     entry = _planned(lock, by, "gate")
     intent = {PROMOTING: _text(entry)} if verdict.promoted else {}
-    _tag(lock, version, {**intent, **verdict.tags()})
+    tags = verdict.tags()
+    former = lock.client.get_model_version(lock.model, version).tags
+    for key in FIGURES:
+        if key in former and key not in tags:  # of a verdict that compared more
+            lock.client.delete_model_version_tag(lock.model, version, key)
+    _tag(lock, version, {**intent, **tags})
     return _conclude(lock, version, entry, verdict.promoted)
 
 
@@ -213,7 +229,7 @@ def _put_in_order(lock: Lock) -> None:
     champion, entered = _champion_of(model), _entered(model)
     intents = {str(item.version): item.tags[PROMOTING] for item in versions_of(model.name) if PROMOTING in item.tags}
     if champion != entered:
-        ours = Promotion(**json.loads(intents[champion])) if champion in intents else None
+        ours = _parsed(intents[champion]) if champion in intents else None
         outside = Promotion(_time(_entries(model)), None, entered, OUTSIDE, "not known")
         _enter(lock, replace(ours or outside, version=champion))
     for version in intents:

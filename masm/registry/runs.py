@@ -15,7 +15,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.models.model import ModelInfo
 
 from masm.promotion import Verdict
-from masm.registry.versions import ARTIFACTS, EVIDENCE, evidence_tag
+from masm.registry.versions import ARTIFACTS, EVIDENCE, REPORT, evidence_tag
 from masm.serving.manifest import MANIFEST, DamagedModel, digest, write_manifest
 from masm.serving.packaging import DETECTOR, ModelFiles, log_model
 
@@ -94,7 +94,7 @@ def log_run(record: Record, files: ModelFiles) -> LoggedRun:
 def log_decision(client: MlflowClient, run_id: str, verdict: Verdict, report: str) -> None:
     """Add a verdict to a run: decision.json, and the report (HTML) that shows it."""
     client.log_text(run_id, verdict.to_json(), "decision.json")
-    client.log_text(run_id, report, "report.html")
+    client.log_text(run_id, report, REPORT)
 
 
 def _seal(model: ModelInfo, detector: Path) -> str:

@@ -55,17 +55,20 @@ def connect(settings: Mlflow) -> MlflowClient:
 
 @contextmanager
 def answering(settings: Mlflow) -> Iterator[None]:
-    """Turn a store that stops answering into one sentence; what it refuses on purpose stays an error of its own.
+    """Turn a store that stops answering, or refuses what it is asked for, into one sentence.
 
     Raises:
-        UserError: the store stopped answering; nothing is half promoted, whenever that is.
+        UserError: it does; nothing is half promoted, whenever that is.
     """
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        if isinstance(error, MlflowException) and error.error_code not in NO_ANSWER:
-            raise
         reason = str(error).splitlines()[0]
+        if isinstance(error, MlflowException) and error.error_code not in NO_ANSWER:
+            raise UserError(
+                f"MLflow at {settings.tracking_uri} refuses this ({reason}): check your rights there, and that nobody "
+                "removed what this needs."
+            ) from error
         raise UserError(
             f"MLflow at {settings.tracking_uri} stopped answering ({reason}): start it and run this again; "
             "the champion is a whole one, the former or the new."

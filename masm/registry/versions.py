@@ -24,6 +24,7 @@ from masm.serving.packaging import DETECTOR
 
 ARTIFACTS = "artifacts.sha256"  # tag of a version: SHA-256 of its model's manifest
 EVIDENCE = ("scores.parquet", "metrics.json", "checks.json")  # what a gate reads of a version's run
+REPORT = "report.html"  # of a version's run
 FIGURES = ("video_auc", "video_auc_low", "video_auc_high")  # tags of a version
 
 
@@ -128,6 +129,17 @@ def recorded(version: ModelVersion, name: str) -> Iterator[Path]:
         if digest(path) != version.tags.get(evidence_tag(name)):
             raise DamagedModel(f"{label(version)}: {name} of its run is not what was recorded (SHA-256 differs).")
         yield path
+
+
+def report_of(version: ModelVersion) -> str:
+    """The report (HTML) of a version's run.
+
+    Raises:
+        DamagedModel: it is gone.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        what = f"{label(version)}: {REPORT} of its run is"
+        return _fetch(f"runs:/{version.run_id}/{REPORT}", Path(folder), what).read_text(encoding="utf-8")
 
 
 def _fetch(uri: str, folder: Path, what: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from markupsafe import Markup
 
 from masm.curves import det_points, reliability_points, roc_points
 from masm.evaluation import video_scores
+from masm.files import write_text
 from masm.plots.curves import det, ladder, reliability, roc
 from masm.plots.embeddings import embedding_map
 from masm.plots.scores import histogram, intervals
@@ -25,6 +25,7 @@ from masm.scorecard import DatasetRow, Estimate, Scorecard, number, signed
 from masm.separability import GROUPINGS, NEIGHBOURS
 
 TEMPLATE = Path(__file__).with_name("report.html")
+TWO_SOURCES = "not in the mean: two sources"
 
 
 def write_report(path: Path, inputs: ReportInputs) -> None:
@@ -37,10 +38,9 @@ def write_report(path: Path, inputs: ReportInputs) -> None:
         settings=flatten(inputs.settings),
         method=METHODS[inputs.method],
         neighbours=NEIGHBOURS,
+        two_sources=TWO_SOURCES,
     )
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, html)
 
 
 def load_template(path: Path) -> jinja2.Template:
@@ -78,7 +78,7 @@ def _plots(inputs: ReportInputs) -> dict[str, list[Markup]]:
         "roc": _roc_plots(inputs),
         "det": _det_plots(inputs),
         "reliability": _reliability_plots(inputs),
-        "robustness": _ladders(inputs.robustness.table),
+        "robustness": _ladders(inputs),
         "histograms": _histograms(inputs),
         "history": _history_plots(inputs.history),
         "masks": _mask_plots(inputs),
@@ -134,8 +134,11 @@ def _reliability_plots(inputs: ReportInputs) -> list[str]:
     ]
 
 
-def _ladders(table: pd.DataFrame) -> list[str]:
-    return [ladder(str(dataset), rows) for dataset, rows in table.groupby("dataset", sort=False)]
+def _ladders(inputs: ReportInputs) -> list[str]:
+    left_out = next(iter(inputs.scorecards.values())).left_out
+    datasets = inputs.robustness.table.groupby("dataset", sort=False)
+    titles = {name: f"{name}\n{TWO_SOURCES}" for name in left_out}
+    return [ladder(titles.get(str(name), str(name)), rows) for name, rows in datasets]
 
 
 def _histograms(inputs: ReportInputs) -> list[str]:

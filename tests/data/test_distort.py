@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from typing import get_args
 
 import cv2
 import numpy as np
@@ -9,12 +10,17 @@ from PIL import Image
 
 from masm.data.distort import LEVELS, distort, distort_video, value_of
 from masm.errors import UserError
+from masm.settings import Distortion
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 50, 3), np.uint8)
 SMOOTH = cv2.GaussianBlur(RNG.integers(0, 256, (240, 240, 3), np.uint8), (0, 0), 6)
 TO_YCBCR = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])  # BT.601
 IMAGE_KINDS = [kind for kind in LEVELS if kind != "h264"]
+
+
+def test_settings_offer_every_kind() -> None:
+    assert get_args(Distortion) == tuple(LEVELS)
 
 
 def rounded(values: np.ndarray) -> np.ndarray:

@@ -164,6 +164,10 @@ def refused(state: int, item: int) -> int:
     raise UserError(f"item {item}")
 
 
+def dead(state: int, item: int) -> int:
+    os._exit(1)
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_write_what_none_do_and_a_lost_one_is_replaced(settings: Settings, tmp_path: Path) -> None:
@@ -181,6 +185,8 @@ def test_two_workers_write_what_none_do_and_a_lost_one_is_replaced(settings: Set
         assert (tmp_path / "died").exists()
         with pytest.raises(UserError, match="item 0"):
             list(run_on_actors(refused, 2, [0], workers=2))
+        with pytest.raises(UserError, match=r"a worker was lost 4 times.*lower evaluate\.workers"):
+            list(run_on_actors(dead, 2, [0], workers=1))
 
 
 def test_scores_are_those_of_a_plain_loop(settings: Settings) -> None:

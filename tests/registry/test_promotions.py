@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, PERMISSION_DENIED
 
 from masm import registry
 from masm.errors import UserError
+from masm.promotion import FIGURES, Verdict
 from masm.registry import lock as locks
 from masm.registry.promotions import OUTSIDE
+from masm.scorecard import Estimate
 from masm.settings import Settings
 from tests.registry.runs import Logged, aliases, check_whole, log, own_model, register
 from tests.serving.workspace import make_workspace, own_address, tiny_detector, use_detector
@@ -68,7 +72,7 @@ def test_person_who_sets_the_alias_in_mlflow_is_entered(place: Place) -> None:
     assert tags(place, 2)["promoted_by"] == OUTSIDE
     assert tags(place, 1)["previous_champion"] == tags(place, 2)["promoted"]
     assert aliases(place.client, place.settings) == {1: ("challenger",), 2: ("champion",)}
-    assert int(registry.former_champion(place.client, place.model).version) == 1
+    assert str(registry.former_champion(place.client, place.model).version) == "1"
     check_whole(place.client, place.settings)
     entries = registry.trail(place.client, place.model)
     registry.notice(place.client, place.model)
@@ -92,17 +96,87 @@ def test_noticing_waits_for_nobody(place: Place) -> None:
     assert tags(place, 2)["promoted_by"] == OUTSIDE
 
 
+class Refusing:
+    """A client whose store refuses these calls with this error."""
+
+    def __init__(self, client: MlflowClient, code: int, *calls: str) -> None:
+        self._client, self._code, self._calls = client, code, calls
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*arguments: object, **named: object) -> None:
+            raise MlflowException("refused by the test", error_code=self._code)
+
+        return refuse if name in self._calls else getattr(self._client, name)
+
+
+def locked(place: Place) -> bool:
+    return f"{place.model}.promoting" in {model.name for model in place.client.search_registered_models()}
+
+
+def test_noticing_without_the_right_to_write_leaves_no_lock(place: Place) -> None:
+    place.client.set_registered_model_alias(place.model, "champion", "2")
+    reader = Refusing(place.client, PERMISSION_DENIED, "set_model_version_tag", "set_registered_model_tag")
+    registry.notice(reader, place.model)
+    assert not locked(place)
+    assert "promoted_by" not in tags(place, 2)
+
+
+@pytest.mark.parametrize(("code", "kept"), [(PERMISSION_DENIED, False), (INTERNAL_ERROR, True)])
+def test_lock_is_kept_where_the_store_does_not_answer_alone(place: Place, code: int, kept: bool) -> None:
+    with (
+        pytest.raises(MlflowException, match="refused by the test"),
+        locks.held(Refusing(place.client, code, "set_registered_model_alias"), place.model) as lock,
+    ):
+        lock.client.set_registered_model_alias(place.model, "champion", "2")
+    assert locked(place) == kept
+
+
+def test_waiting_ends_where_the_lock_cannot_be_broken(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "INTERVAL", 0.001)
+    locks.new_lock(place.client, place.model).take()
+    reader = Refusing(place.client, PERMISSION_DENIED, "rename_registered_model")
+    with pytest.raises(MlflowException, match="refused by the test"), locks.held(reader, place.model):
+        pass
+    place.client.set_registered_model_tag(f"{place.model}.promoting", locks.HOLDER, "another")
+    with locks.held(place.client, place.model):
+        pass
+    assert not locked(place)
+    place.client.create_registered_model(f"{place.model}.promoting")  # by hand, of nobody
+    with locks.held(place.client, place.model):
+        pass
+    assert not locked(place)
+
+
+def test_tag_that_somebody_wrote_by_hand_is_no_entry(place: Place) -> None:
+    entries = registry.trail(place.client, place.model)
+    for key, text in (("note", "by hand"), ("2026-01-01", "by hand"), ("2026-01-02", "{}"), ("2026-01-03", "[1]")):
+        place.client.set_registered_model_tag(place.model, f"promotion.{key}", text)
+    assert registry.trail(place.client, place.model) == entries
+    register(place.client, place.settings, place.logged, True)
+    check_whole(place.client, place.settings)
+
+
+def test_new_verdict_takes_the_figures_of_the_former_away(place: Place) -> None:
+    own = Estimate(0.5, 0.4, 0.6)
+    for verdict in (Verdict(False, "compared", own, own, own), Verdict(False, "not compared", own)):
+        with registry.promoting(place.client, place.model) as lock:
+            registry.settle(lock, "2", verdict, "test")
+        figures = {key: text for key, text in tags(place, 2).items() if key in FIGURES}
+        assert set(figures) == set(verdict.tags()) & set(FIGURES)
+    assert set(figures) == {"video_auc", "video_auc_low", "video_auc_high"}
+
+
 def test_alias_or_version_that_somebody_removed_is_entered(place: Place) -> None:
     place.client.delete_registered_model_alias(place.model, "champion")
     registry.notice(place.client, place.model)
     assert registry.trail(place.client, place.model)[-1].version is None
-    assert int(registry.former_champion(place.client, place.model).version) == 1
+    assert str(registry.former_champion(place.client, place.model).version) == "1"
     register(place.client, place.settings, place.logged, True)
     assert registry.trail(place.client, place.model)[-1].over is None
     place.client.delete_model_version(place.model, "3")
     register(place.client, place.settings, place.logged, True)
     assert registry.trail(place.client, place.model)[-1].version == "4"
-    assert aliases(place.client, place.settings)[4] == ("champion",)
+    assert str(registry.champion(place.client, place.model).version) == "4"
 
 
 def test_version_promoted_before_its_alias_moved_is_marked(place: Place) -> None:
@@ -145,7 +219,7 @@ def test_without_a_former_champion_there_is_nothing_to_roll_back_to(place: Place
 
 @pytest.mark.parametrize("said", ["1", "champion", "@champion", "models:/{}@champion", "models:/{}/1"])
 def test_people_may_name_a_version_in_several_ways(place: Place, said: str) -> None:
-    assert int(registry.resolve(place.client, place.model, said.format(place.model)).version) == 1
+    assert str(registry.resolve(place.client, place.model, said.format(place.model)).version) == "1"
 
 
 @pytest.mark.parametrize("said", ["9", "winner", "models:/{}/9", "models:/nobody@champion", ""])
