@@ -529,8 +529,15 @@ class Serving(Section):
 
 
 def api_key() -> str | None:
-    """MASM_API_KEY, which the service asks its clients for; None where it asks for none."""
-    return os.environ.get("MASM_API_KEY") or None
+    """MASM_API_KEY, which the service asks its clients for; None where it asks for none.
+
+    Raises:
+        UserError: it has letters that no client can send in a header.
+    """
+    key = os.environ.get("MASM_API_KEY") or None
+    if key is not None and not (key.isascii() and key.isprintable()):
+        raise UserError("MASM_API_KEY has letters outside of printable ASCII, which cannot be sent: choose another.")
+    return key
 
 
 class Settings(Section):

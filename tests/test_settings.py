@@ -234,3 +234,10 @@ def test_a_key_belongs_into_the_environment(tmp_path: Path, monkeypatch: pytest.
     assert api_key() is None
     monkeypatch.setenv("MASM_API_KEY", "secret")
     assert api_key() == "secret"
+
+
+@pytest.mark.parametrize("key", ["d\u00e9j\u00e0", "two\nlines"])
+def test_key_that_cannot_be_sent_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("MASM_API_KEY", key)
+    with pytest.raises(UserError, match="MASM_API_KEY has letters"):
+        api_key()

@@ -158,6 +158,10 @@ class Video:
             return None
         return float((self._times[number] - self._times[0]) * self._stream.time_base)
 
+    def duration(self) -> float | None:
+        """Seconds up to the last frame that is in the file; None where it does not say it."""
+        return self.seconds(len(self._times) - 1)
+
     def close(self) -> None:
         """Close the file."""
         self._container.close()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +13,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from starlette.datastructures import UploadFile
 
 from masm.data.images import ImageError
-from masm.serving.media import media_file
+from masm.serving.media import from_base64, read_media
 
 MOST_IMAGES = 64
 """Of one request."""
 WANTED = 'send an image\'s bytes (image/...), files (multipart/form-data), or JSON {"images": ["<base64>", ...]}'
 VIDEO_WANTED = "send a video's bytes (video/...), or one file (multipart/form-data)"
+
+
+Upload = Callable[[], bytes]
+"""An image of a request: gives its file's bytes, or raises ImageError with its outcome. It is called where images are
+decoded, so that large ones hold up nobody else."""
 
 
 class Images(BaseModel):
@@ -35,25 +40,25 @@ class Images(BaseModel):
         return self
 
 
-async def read_images(request: Request, media_root: Path | None) -> list[bytes]:
+async def read_images(request: Request, media_root: Path | None, limit: int) -> list[Upload]:
     """The encoded images of a request, in their order.
 
     Args:
         request: whose body is read.
         media_root: the folder whose files it may name; None for none.
+        limit: bytes that such a file may have.
 
     Raises:
-        HTTPException: 400 for an empty or broken body, 415 for another content type, 422 for JSON of another form,
-            and for a path that is not below `media_root`.
+        HTTPException: 400 for an empty or broken body, 415 for another content type, 422 for JSON of another form.
     """
     kind = _kind(request)
     if kind == "multipart/form-data":
         async with _files(request, MOST_IMAGES, WANTED) as files:
-            return [await file.read() for file in files]
+            return [partial(bytes, await file.read()) for file in files]
     if kind == "application/json":
-        return _from_json(await _body(request, WANTED), media_root)
+        return _from_json(await _body(request, WANTED), media_root, limit)
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return [await _body(request, WANTED)]
+        return [partial(bytes, await _body(request, WANTED))]
     raise HTTPException(415, f"content type {kind or 'none'} is not taken: {WANTED}.")
 
 
@@ -93,7 +98,7 @@ async def _files(request: Request, most: int, wanted: str) -> AsyncIterator[list
         yield files
 
 
-def _from_json(body: bytes, media_root: Path | None) -> list[bytes]:
+def _from_json(body: bytes, media_root: Path | None, limit: int) -> list[Upload]:
     try:
         listed = Images.model_validate_json(body)
     except ValidationError as error:
@@ -103,19 +108,17 @@ def _from_json(body: bytes, media_root: Path | None) -> list[bytes]:
             400 if fault["type"] == "json_invalid" else 422,
             f"the body cannot be used ({where + ': ' if where else ''}{fault['msg']}): {WANTED}.",
         ) from None
-    decoded = [_decoded(index, text) for index, text in enumerate(listed.images)]
-    return decoded + [_read(index, text, media_root) for index, text in enumerate(listed.paths)]
+    given: list[Upload] = [_named(f"images.{n}", from_base64, text) for n, text in enumerate(listed.images)]
+    return given + [_named(f"paths.{n}", read_media, text, media_root, limit) for n, text in enumerate(listed.paths)]
 
 
-def _decoded(index: int, text: str) -> bytes:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except ValueError:  # binascii.Error, or letters outside of ASCII
-        raise HTTPException(422, f"images.{index} is not base64: encode the image file's bytes.") from None
+def _named(where: str, read: Callable[..., bytes], *arguments: object) -> Upload:
+    """An upload whose errors say which of the request's images it is."""
 
+    def upload() -> bytes:
+        try:
+            return read(*arguments)
+        except ImageError as error:
+            raise ImageError(f"{where}: {error}") from None
 
-def _read(index: int, text: str, media_root: Path | None) -> bytes:
-    try:
-        return media_file(text, media_root).read_bytes()
-    except ImageError as error:
-        raise HTTPException(422, f"paths.{index}: {error}.") from None
+    return upload

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,6 +28,8 @@ logger = logging.getLogger("ray.serve")  # whose handlers a replica has
 
 AGAIN = 60.0
 """Seconds until a version that was refused is tried again: its files may have been brought back."""
+FOLDERS = "masm-serving-"
+"""How the folders of the copies begin; then comes the process that made them."""
 
 
 class Observer(Protocol):
@@ -35,6 +40,9 @@ class Observer(Protocol):
 
     def refused(self, version: str, reason: str) -> None:
         """A version was not taken."""
+
+    def serves(self, version: str) -> None:
+        """A version serves, told by each look."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +70,7 @@ class Follower:
     Args:
         client: of the registry.
         uri: models:/NAME@ALIAS, or models:/NAME/VERSION, which is never another.
-        settings: the size of the batch that a new version has to answer before it serves, and its limits.
+        settings: how often to look, and the limits of images.
         observer: hears of swaps.
     """
 
@@ -75,8 +83,14 @@ class Follower:
 
     def start(self) -> None:
         """Take the first version now, and go on in a thread that ends with the process."""
+        remove_leftovers()
         self.poll()
         threading.Thread(target=self._follow, daemon=True).start()
+
+    def close(self) -> None:
+        """Remove the copy of the model."""
+        if self.current is not None:
+            self.current.folder.cleanup()
 
     def _follow(self) -> None:
         while True:
@@ -84,7 +98,16 @@ class Follower:
             self.poll()
 
     def poll(self) -> None:
-        """Look once, and take another version where there is one; never raises."""
+        """Look once, and take another version where there is one; never raises, or nobody would look again."""
+        try:
+            self._look()
+        except Exception as error:
+            logger.exception("the registry could not be followed")
+            self.trouble = str(error) or type(error).__name__
+        if self.current is not None:
+            self._observer.serves(self.current.version)
+
+    def _look(self) -> None:
         try:
             version = registry.find_version(self._client, self._uri)
         except (UserError, MlflowException, SQLAlchemyError, OSError) as error:
@@ -128,16 +151,33 @@ class Follower:
 
 
 def load(client: MlflowClient, version: ModelVersion, settings: Serving) -> Served:
-    """Download a version, its files checked against their hashes, load it, and let it answer one batch.
+    """Download a version, its files checked against their hashes, load it, and let it score a crop.
 
     Raises:
         UserError: a file is missing or was changed.
         Exception: whatever loading a broken model raises.
     """
-    folder = tempfile.TemporaryDirectory(prefix="masm-serving-")
+    folder = tempfile.TemporaryDirectory(prefix=f"{FOLDERS}{os.getpid()}-")
     scorer = Scorer(registry.download(client, version, Path(folder.name)), max_pixels=settings.max_pixels)
     side = scorer.cropper.profile.size
-    logits = scorer.logits(np.zeros((settings.batch_size, side, side, 3), np.uint8))
+    logits = scorer.logits(np.zeros((1, side, side, 3), np.uint8))
     if not np.isfinite(logits).all():
         raise UserError("its scores are not finite: its weights are damaged, train it again.")
     return Served(version.name, str(version.version), scorer, folder)
+
+
+def remove_leftovers() -> None:
+    """Remove the copies of models whose processes were ended before they could do it."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*-*"):
+        number = folder.name.removeprefix(FOLDERS).split("-")[0]
+        if number.isdigit() and not _is_running(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    with suppress(PermissionError):  # it is another user's
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+    return True

@@ -19,6 +19,9 @@ MOST_CLIENTS = 10_000
 class RateLimit:
     """A token bucket for each client: a minute's requests at once, then one whenever its share of a minute is over.
 
+    Of a request that brings more than one image the others are charged once they have been read, even where that is
+    more than is left: then the client waits the longer.
+
     Args:
         per_minute: requests; None for any number.
         clock: seconds that only grow.
@@ -36,11 +39,18 @@ class RateLimit:
         left = self._left(client, now)
         if left < 1:
             return (1 - left) * 60 / self._per_minute
-        self._buckets[client] = (left - 1, now)
+        self.charge(client, 1)
+        return 0.0
+
+    def charge(self, client: str, requests: int) -> None:
+        """Take requests of a client, be they left or not."""
+        if self._per_minute is None:
+            return
+        now = self._clock()
+        self._buckets[client] = (self._left(client, now) - requests, now)
         if len(self._buckets) > MOST_CLIENTS:
             kept = (name for name in self._buckets if self._left(name, now) < self._per_minute)
             self._buckets = {name: self._buckets[name] for name in kept}
-        return 0.0
 
     def _left(self, client: str, now: float) -> float:
         assert self._per_minute is not None
@@ -52,8 +62,8 @@ def check_key(request: Request, key: str | None) -> None:
     """Raise 401 where the service has a key and the request does not bring it as `Authorization: Bearer KEY`."""
     if key is None:
         return
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if not hmac.compare_digest(given.encode(), key.encode()):
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
         raise HTTPException(
             401, "this service asks for a key: send it as `Authorization: Bearer KEY`.", {"WWW-Authenticate": "Bearer"}
         )

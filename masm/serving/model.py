@@ -6,10 +6,7 @@ imported masm before, the masm that it imports is the one that the model carries
 
 from __future__ import annotations
 
-import base64
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +18,10 @@ from mlflow.pyfunc import PythonModel, PythonModelContext
 
 from masm.data.images import IMAGE_SUFFIXES, ImageError
 from masm.serving.many import Result, Task, image_task, score_many, video_task
-from masm.serving.media import media_file
+from masm.serving.media import from_base64, media_file, read_file
 from masm.serving.packaging import INPUTS, OUTPUTS
-from masm.serving.results import FaceScore, FrameResult, ImageResult
-from masm.serving.scorer import FoundFace, FoundFrame, Scorer
+from masm.serving.results import answer
+from masm.serving.scorer import FoundFace, Scorer
 from masm.settings import media_root
 
 
@@ -74,8 +71,8 @@ class DetectorModel(PythonModel):
         if name == "path":
             return self._task_of_file(value)
         if name == "video":
-            return video_task(self.scorer, lambda: self._find_in_video(value))
-        return image_task(self.scorer, lambda: self.scorer.find_faces(self.scorer.decode(_image(value))))
+            return video_task(self.scorer, lambda: self.scorer.find_in_video(_file_bytes(value)))
+        return image_task(self.scorer, lambda: self.scorer.find_in_image(_image(value)))
 
     def _task_of_file(self, text: str) -> Task:
         try:
@@ -83,20 +80,14 @@ class DetectorModel(PythonModel):
         except ImageError as error:
             return self._refused(str(error))
         if path.suffix.lower() in IMAGE_SUFFIXES:
-            return image_task(self.scorer, lambda: self.scorer.find_faces(self.scorer.decode(path.read_bytes())))
-        return video_task(self.scorer, lambda: self.scorer.find_frames(path))
+            return image_task(self.scorer, lambda: self.scorer.find_in_image(read_file(path)))
+        return video_task(self.scorer, lambda: self.scorer.find_in_video(path))
 
     def _refused(self, outcome: str) -> Task:
         def find() -> list[FoundFace]:
             raise ImageError(outcome)
 
         return image_task(self.scorer, find)
-
-    def _find_in_video(self, value: Any) -> list[FoundFrame]:
-        with tempfile.NamedTemporaryFile(prefix="masm-") as file:
-            file.write(_file_bytes(value))
-            file.flush()
-            return self.scorer.find_frames(Path(file.name))
 
 
 def _rows(model_input: pd.DataFrame) -> Iterator[dict[str, Any]]:
@@ -129,27 +120,11 @@ def _image(value: Any) -> bytes | np.ndarray | list[Any]:
 
 
 def _file_bytes(value: Any) -> bytes:
-    if isinstance(value, bytes | bytearray):
-        return bytes(value)
-    try:
-        return base64.b64decode("".join(value.split()), validate=True)  # the command base64 breaks lines
-    except (AttributeError, ValueError):  # binascii.Error is a ValueError
-        raise ImageError("not base64") from None
+    return bytes(value) if isinstance(value, bytes | bytearray) else from_base64(value)
 
 
 def _row(result: Result) -> dict[str, Any]:
-    row = {"score": result.score, "probability": result.probability, "verdict": result.verdict}
-    row |= {"outcome": result.outcome, "faces": None, "frames": None}
-    if isinstance(result, ImageResult):
-        return row | {"faces": [_fields(face) for face in result.faces]}
-    return row | {"frames": [_fields(frame) for frame in result.frames]}
-
-
-def _fields(part: FaceScore | FrameResult) -> dict[str, Any]:
-    """What stands in an answer, with lists for tuples as in JSON."""
-    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(part).items()}
-    del fields["embedding"]
-    return fields
+    return {"faces": None, "frames": None} | answer(result)
 
 
 mlflow.models.set_model(DetectorModel())

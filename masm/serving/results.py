@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -81,3 +82,18 @@ class VideoResult:
     probability: float | None = None
     verdict: str | None = None
     frames: tuple[FrameResult, ...] = ()
+
+
+def answer(result: ImageResult | VideoResult) -> dict[str, Any]:
+    """A result as it is sent: its figures, and its `faces` or `frames` as dictionaries without their embeddings."""
+    figures = {name: getattr(result, name) for name in ("outcome", "score", "probability", "verdict")}
+    if isinstance(result, ImageResult):
+        return figures | {"faces": [_fields(face) for face in result.faces]}
+    return figures | {"frames": [_fields(frame) for frame in result.frames]}
+
+
+def _fields(part: FaceScore | FrameResult) -> dict[str, Any]:
+    """With lists for tuples, as in JSON."""
+    fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(part).items()}
+    del fields["embedding"]
+    return fields

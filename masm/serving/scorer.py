@@ -6,7 +6,9 @@ their crops, judge.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +23,15 @@ from masm.data.extract import extract_with
 from masm.data.faces import CropProfile, Detection, FaceCropper
 from masm.data.images import MOST_PIXELS, ImageError, check_pixels, decode_image
 from masm.data.importers.photograph import Unusable
+from masm.data.video import Video
 from masm.decisions import Level, read_decisions
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.serving.results import NO_FACE, OK, Box, FaceScore, FrameResult, ImageResult, VideoResult
 
 BATCH_SIZE = 32
+MOST_PER_SECOND = 120
+"""Frames of a video whose length is limited: a file may hold as many as it likes at the times that it likes."""
 VIDEO_FRAMES = 32
 """Of a video, where the crop profile takes all: a request must not hold hours of film."""
 
@@ -104,22 +109,26 @@ class Scorer:
     def score_image(self, data: bytes | np.ndarray, shares: bool = False, embeddings: bool = False) -> ImageResult:
         """Judge an image file's bytes, or pixels (H, W, 3) uint8 RGB; with subspace shares and embeddings if asked."""
         try:
-            faces = self.find_faces(self.decode(data))
+            faces = self.find_in_image(data)
         except ImageError as error:
             return ImageResult(str(error))
         return self.judge_image(faces, self.outputs([face.crop for face in faces], shares, embeddings))
 
     def score_video(self, path: Path, shares: bool = False, embeddings: bool = False) -> VideoResult:
-        """Judge a video file by the face that is seen longest in it.
-
-        Raises:
-            UserError: PyAV is not installed.
-        """
+        """Judge a video file by the face that is seen longest in it."""
         try:
-            frames = self.find_frames(path)
+            frames = self.find_in_video(path)
         except ImageError as error:
             return VideoResult(str(error))
         return self.judge_video(frames, self.outputs([frame.crop for frame in frames], shares, embeddings))
+
+    def find_in_image(self, data: bytes | np.ndarray | list[Any]) -> list[FoundFace]:
+        """The faces of an image, the largest first; of a file's bytes, or of pixels (see `decode`).
+
+        Raises:
+            ImageError: it cannot be used; the message is the outcome.
+        """
+        return self.find_faces(self.decode(data))
 
     def decode(self, data: bytes | np.ndarray | list[Any]) -> np.ndarray:
         """An image as (H, W, 3) uint8 RGB, upright; of a file's bytes, or of an array or nested lists of pixels.
@@ -147,18 +156,33 @@ class Scorer:
             raise failures[0]
         return found
 
-    def find_frames(self, path: Path) -> list[FoundFrame]:
+    def find_in_video(self, video: bytes | Path, longest: float | None = None) -> list[FoundFrame]:
         """The face of a video that is seen longest, in frames that are spread evenly over all of it.
 
+        Args:
+            video: a file, or its bytes.
+            longest: seconds that it may last; None for any number.
+
         Raises:
-            ImageError: it cannot be used, or shows no face; the message is the outcome.
-            UserError: PyAV is not installed.
+            ImageError: it cannot be used, is too long, or shows no face, or PyAV is not installed; the message is
+                the outcome.
         """
+        if isinstance(video, bytes):
+            with tempfile.NamedTemporaryFile(prefix="masm-", suffix=".video") as file:
+                file.write(video)
+                file.flush()
+                return self.find_in_video(Path(file.name), longest)
         try:
-            frames = extract_with(self.cropper, [path], max_pixels=self.max_pixels).frames
+            if longest is not None:
+                _check_length(video, longest, self.max_pixels)
+            frames = extract_with(self.cropper, [video], max_pixels=self.max_pixels).frames
         except Unusable as error:
             raise ImageError(NO_FACE if error.outcome == NO_FACE else error.reason) from None
+        except UserError as error:  # one video without PyAV must not end a run over thousands of images
+            raise ImageError(str(error)) from None
         return [FoundFrame(frame.frame_index, frame.seconds, _box(frame.box), frame.image) for frame in frames]
+
+    find_frames = find_in_video
 
     def outputs(self, crops: Sequence[np.ndarray], shares: bool = False, embeddings: bool = False) -> Outputs:
         """What the detector says of crops (S, S, 3) uint8 RGB."""
@@ -242,6 +266,17 @@ def find_parts(folder: Path) -> tuple[Path, Path | None]:
     if (folder / "detector.json").is_file():
         return folder, None
     raise UserError(f"{folder} holds no detector: name the folder of a registered model, or that of a detector.")
+
+
+def _check_length(path: Path, longest: float, max_pixels: int) -> None:
+    with closing(Video(path, max_pixels)) as video:
+        seconds, frames = video.duration(), len(video.numbers)
+    if seconds is None:
+        raise ImageError("the video does not say how long it lasts")
+    if seconds > longest:
+        raise ImageError(f"the video lasts {seconds:.0f} s, more than the {longest:g} s that are taken")
+    if frames > longest * MOST_PER_SECOND:
+        raise ImageError(f"the video has {frames} frames, more than {longest:g} s hold")
 
 
 def _area(face: Detection) -> float:

@@ -11,13 +11,17 @@ from masm.serving.telemetry import Telemetry
 class Shared:
     """What the replicas have in common, as an actor: the rate limit and the counts."""
 
-    def __init__(self, requests_per_minute: int | None) -> None:
-        self._limit, self._telemetry = RateLimit(requests_per_minute), Telemetry()
+    def __init__(self, requests_per_minute: int | None, forgotten_after: float) -> None:
+        self._limit, self._telemetry = RateLimit(requests_per_minute), Telemetry(forgotten_after)
         self._news: list[str] = []
 
     def waiting_time(self, client: str) -> float:
         """See `RateLimit.admit`."""
         return self._limit.admit(client)
+
+    def charge(self, client: str, requests: int) -> None:
+        """See `RateLimit.charge`."""
+        self._limit.charge(client, requests)
 
     def tell(self, line: str) -> None:
         """Say something to the operator."""

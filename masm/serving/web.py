@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,10 +12,10 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from masm.serving.bodies import read_images, read_video
+from masm.serving.bodies import Upload, read_images, read_video
 from masm.serving.follower import Follower, Served
 from masm.serving.limits import BodyLimit, check_key, check_rate
-from masm.serving.results import NO_FACE, OK, FaceScore, ImageResult, VideoResult
+from masm.serving.results import NO_FACE, OK, ImageResult, VideoResult, answer
 from masm.settings import Serving
 
 PAGE = Path(__file__).with_name("page.html")
@@ -24,7 +23,6 @@ PAGE_HEADERS = {  # the page is one file and loads nothing
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
     "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 }
-FIGURES = ("outcome", "score", "probability", "verdict")
 
 
 class Service(Protocol):
@@ -32,17 +30,17 @@ class Service(Protocol):
 
     follower: Follower
 
-    async def score_image(self, served: Served, data: bytes, shares: bool) -> ImageResult:
-        """Judge an image file's bytes."""
-
     async def score_video(self, served: Served, data: bytes, shares: bool) -> VideoResult:
         """Judge a video file's bytes."""
 
-    async def gather_images(self, served: Served, images: list[bytes], shares: bool) -> list[ImageResult]:
+    async def gather_images(self, served: Served, images: list[Upload], shares: bool) -> list[ImageResult]:
         """Judge images, as many at a time as there are hands."""
 
     async def waiting_time(self, client: str) -> float:
         """Seconds that a client has to wait, by the rate limit; else 0, and it has one request less."""
+
+    def charge(self, client: str, requests: int) -> None:
+        """Count further requests of a client: the other images that it sent."""
 
     async def versions(self) -> Mapping[str, str]:
         """The version that each replica serves."""
@@ -64,8 +62,8 @@ def build_app(service: Service, settings: Serving, key: str | None) -> FastAPI:
     """
 
     async def admit(request: Request) -> None:
+        check_rate(await service.waiting_time(_client(request)))  # first: guesses of the key are limited, too
         check_key(request, key)
-        check_rate(await service.waiting_time(request.client.host if request.client else "unknown"))
 
     def served(version: str | None = None, protocol: str | None = None) -> Served:
         return _wanted(service.follower, version, protocol)
@@ -78,16 +76,17 @@ def build_app(service: Service, settings: Serving, key: str | None) -> FastAPI:
 
     @app.post("/score", dependencies=guarded)
     async def score(request: Request, model: Served = wanted, shares: bool = False) -> JSONResponse:
-        images = await read_images(request, settings.media_root)
+        images = await read_images(request, settings.media_root, settings.max_bytes)
+        service.charge(_client(request), len(images) - 1)
         results = await service.gather_images(model, images, shares)
         _refuse_unusable([result.outcome for result in results])
-        return JSONResponse({"model": describe(model), "images": [image_answer(result) for result in results]})
+        return JSONResponse({"model": describe(model), "images": [answer(result) for result in results]})
 
     @app.post("/score/video", dependencies=guarded)
     async def score_video(request: Request, model: Served = wanted, shares: bool = False) -> JSONResponse:
         result = await service.score_video(model, await read_video(request), shares)
         _refuse_unusable([result.outcome])
-        return JSONResponse({"model": describe(model), "video": video_answer(result)})
+        return JSONResponse({"model": describe(model), "video": answer(result)})
 
     @app.get("/healthz")
     async def healthz() -> JSONResponse:
@@ -103,6 +102,10 @@ def build_app(service: Service, settings: Serving, key: str | None) -> FastAPI:
         return HTMLResponse(PAGE.read_text(), headers=PAGE_HEADERS)
 
     return app
+
+
+def _client(request: Request) -> str:
+    return request.client.host if request.client else "unknown"
 
 
 async def _wrong_query(request: Request, error: Exception) -> JSONResponse:
@@ -146,21 +149,6 @@ def describe(model: Served) -> dict[str, Any]:
         "protocol": scorer.cropper.profile.hash,
         "threshold": {level: decision.threshold for level, decision in scorer.decisions.items()},
     }
-
-
-def image_answer(result: ImageResult) -> dict[str, Any]:
-    """An image's result as JSON; its boxes are x, y, width and height in pixels of the upright image."""
-    return {name: getattr(result, name) for name in FIGURES} | {"faces": [_face_answer(face) for face in result.faces]}
-
-
-def _face_answer(face: FaceScore) -> dict[str, Any]:
-    return {name: value for name, value in vars(face).items() if name != "embedding"}
-
-
-def video_answer(result: VideoResult) -> dict[str, Any]:
-    """A video's result as JSON, with the score of each frame that was looked at."""
-    frames = [{name: value for name, value in asdict(frame).items() if name != "embedding"} for frame in result.frames]
-    return {name: getattr(result, name) for name in FIGURES} | {"frames": frames}
 
 
 def health(follower: Follower) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 The model is ViT-B/16 with random weights, the images are crops of 224 px as JPEG files, the service is a process of
 its own as `masm serve` starts it, with MLflow on SQLite in a temporary folder. Throughput is that of full batches in
 steady state: from the first of a window's answers to the last, over as many crops; the bare model's is that of its
-forward passes on a batch of floats. Both run in every round, one after the other.
+forward passes on a batch of floats, on the same device and with all processors. Both run in every round, one after the
+other.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
 import tempfile
 import time
@@ -24,6 +26,7 @@ from masm.adapters import AdapterSettings
 from masm.backbones import Backbone, build_backbone
 from masm.data.faces import CropProfile
 from masm.detector import Detector
+from masm.serving.scorer import Scorer
 from masm.settings import Settings
 from tests.benchmarks.output import Figures, show
 from tests.serving.service import Load, configure, make_settings, register, set_champion, started
@@ -55,7 +58,7 @@ def bare_rate(detector: Detector, batch: torch.Tensor, passes: int) -> float:
     with torch.inference_mode():
         before = time.perf_counter()
         for _ in range(passes):
-            detector(batch)
+            detector(batch).cpu()
         return passes * len(batch) / (time.perf_counter() - before)
 
 
@@ -76,7 +79,7 @@ def rate(load: Load, batch: int) -> float:
 
 def measure(address: str, image: bytes, detector: Detector, batch: int, rounds: int, seconds: float) -> Figures:
     """Throughput of both, and what clients wait."""
-    pixels = torch.rand(batch, 3, SIDE, SIDE)
+    pixels = torch.rand(batch, 3, SIDE, SIDE, device=detector.device)
     window(address, image, max(CLIENTS), 2)
     bare_rate(detector, pixels, 1)
     served, bare, waits = [], [], defaultdict(list)
@@ -122,16 +125,15 @@ def main(
     batch: Annotated[int, typer.Option(help="crops of a pass")] = 8,
     rounds: Annotated[int, typer.Option(help="of all measurements")] = 3,
     seconds: Annotated[float, typer.Option(help="of each window of load")] = 8,
-    threads: Annotated[int, typer.Option(help="of the bare model; the service takes all processors")] = 2,
 ) -> None:
     """Register two versions, serve one, measure, and move the alias to the other."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(os.cpu_count() or 1)  # as the service's one replica does
     with tempfile.TemporaryDirectory() as folder, own_address():
         settings = configure(make_settings(Path(folder)), batch_size=batch)
         for seed in (1, 2):
             register(settings, make_detector(seed), Path(folder, f"detector{seed}"), PROFILE)
         set_champion(settings, "1")
-        detector = Detector.load(Path(folder, "detector1"), merged=True).eval()
+        detector = Scorer(Path(folder, "detector1")).detector
         image = crop()
         with started(settings) as address:
             figures = measure(address, image, detector, batch, rounds, seconds)

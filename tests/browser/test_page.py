@@ -161,6 +161,14 @@ def test_page_draws_the_scores_along_a_video(page: WebDriver, scorers: dict[str,
     assert len(scores) >= 6  # of 8 frames that are looked at
 
 
+def test_video_without_a_face_says_so(page: WebDriver, folder: Path) -> None:
+    video = write_video(folder / "grey.mp4", [np.full((240, 320, 3), 120, np.uint8)] * 10)
+    choose(page, video, "result")
+    assert text(page, "verdict") == "no face"
+    assert not shown("error")(page)
+    assert not shown("frames")(page)
+
+
 def test_bad_file_gets_its_sentence_and_the_next_one_a_score(page: WebDriver, folder: Path, photograph: Path) -> None:
     bad = folder / "notes.png"
     bad.write_bytes(b"no picture at all")

@@ -44,6 +44,17 @@ def test_long_run_rate_is_the_limit() -> None:
     assert admitted == pytest.approx(60 + 600, abs=1)
 
 
+def test_further_images_of_a_request_are_charged_even_beyond_what_is_left() -> None:
+    clock = Clock()
+    limit = RateLimit(6, clock)
+    assert limit.admit("a") == 0
+    limit.charge("a", 9)
+    assert limit.admit("a") == pytest.approx(50)  # 5 - 9 are left, one more comes in 10 s
+    clock.now = 50
+    assert [limit.admit("a"), limit.admit("a")] == [0, pytest.approx(10)]
+    assert limit.admit("b") == 0
+
+
 def test_without_a_limit_all_are_admitted() -> None:
     limit = RateLimit(None, Clock())
     assert not any(limit.admit("a") for _ in range(1000))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from masm.data.images import ImageError
-from masm.serving.media import media_file
+from masm.serving.media import from_base64, media_file, read_media
 
 
 @pytest.fixture
@@ -77,3 +77,18 @@ def test_what_lies_outside_is_not_told_from_what_does_not_exist(root: Path) -> N
 def test_without_a_folder_no_path_is_taken(text: str) -> None:
     with pytest.raises(ImageError, match="file paths are not taken"):
         media_file(text, None)
+
+
+def test_files_are_read_up_to_the_limit(root: Path) -> None:
+    (root / "large.png").write_bytes(bytes(101))
+    assert read_media("below/a.png", root, 1) == b"a"
+    assert read_media("large.png", root, 101) == bytes(101)
+    with pytest.raises(ImageError, match="more than 100 bytes"):
+        read_media("large.png", root, 100)
+
+
+@pytest.mark.parametrize("given", ["%%%", "d\u00e9j\u00e0", "abc", 7, None])
+def test_what_is_not_base64_says_so(given: object) -> None:
+    assert from_base64(" YW\nJj\n") == b"abc"
+    with pytest.raises(ImageError, match="not base64"):
+        from_base64(given)

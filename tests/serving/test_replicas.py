@@ -6,11 +6,34 @@ import httpx
 import pytest
 
 from masm.errors import UserError
-from masm.serving.app import running
+from masm.serving.app import gpu_share, running, warn_of_strangers
+from masm.settings import Serving
 from tests.serving.service import configure, eventually, make_registry, set_champion, started
 from tests.serving.workspace import own_address, random_crop, tiny_detector
 
+KEY = "open sesame"
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+
+@pytest.mark.parametrize("gpus", range(9))
+@pytest.mark.parametrize("replicas", range(1, 9))
+def test_every_replica_finds_its_part_of_one_gpu(replicas: int, gpus: int) -> None:
+    share = gpu_share(replicas, gpus)
+    if not gpus:
+        assert share == 0
+        return
+    on_one = next(count for count in range(9, 0, -1) if count * share <= 1 + 1e-9)
+    assert on_one * gpus >= replicas
+    assert share == 1 or (on_one - 1) * gpus < replicas  # none is smaller than it has to be
+
+
+def test_a_service_for_everybody_warns() -> None:
+    def serving(host: str) -> Serving:
+        return Serving(host=host)
+
+    assert "set MASM_API_KEY" in str(warn_of_strangers(serving("0.0.0.0"), None))
+    assert warn_of_strangers(serving("0.0.0.0"), KEY) is None
+    assert [warn_of_strangers(serving(host), None) for host in ("127.0.0.1", "localhost", "::1")] == [None] * 3
 
 
 def test_replicas_share_limits_and_follow_together(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -18,7 +41,7 @@ def test_replicas_share_limits_and_follow_together(tmp_path_factory: pytest.Temp
         settings = make_registry(
             tmp_path_factory.mktemp("replicas"), tiny_detector(1), tiny_detector(2), replicas=2, requests_per_minute=5
         )
-        with started(settings) as address:
+        with started(settings, {"MASM_API_KEY": KEY}) as address:
             _check_rate_limit(address)
             eventually(lambda: _versions(address) == ["1", "1"])
             set_champion(settings, "2")
@@ -31,18 +54,26 @@ def _versions(address: str) -> list[str]:
 
 
 def _check_rate_limit(address: str) -> None:
-    def status(client: httpx.Client) -> int:
-        return client.post("/score", content=random_crop(1), headers={"Content-Type": "image/png"}).status_code
+    def status(client: httpx.Client, images: int = 1) -> int:
+        files = [("file", ("a.png", random_crop(1))) for _ in range(images)]
+        return client.post("/score", files=files).status_code
 
-    with httpx.Client(base_url=address) as client:
+    with _client(address, "127.0.0.1") as client:
         assert [status(client) for _ in range(5)] == [200] * 5
         answer = client.post("/score", content=random_crop(1), headers={"Content-Type": "image/png"})
         assert answer.status_code == 429
         assert 1 <= int(answer.headers["retry-after"]) <= 12
         assert "ask again in" in answer.json()["detail"]
-    other = httpx.HTTPTransport(local_address="127.0.0.2")
-    with httpx.Client(base_url=address, transport=other) as client:
-        assert status(client) == 200
+    with _client(address, "127.0.0.2") as client:
+        assert [status(client, 4), status(client), status(client)] == [200, 200, 429]
+    with _client(address, "127.0.0.3", "guess") as client:
+        assert [status(client) for _ in range(6)] == [401] * 5 + [429]
+
+
+def _client(address: str, own: str, key: str = KEY) -> httpx.Client:
+    """A client with another address of this machine."""
+    headers = {"Authorization": f"Bearer {key}"}
+    return httpx.Client(base_url=address, headers=headers, transport=httpx.HTTPTransport(local_address=own))
 
 
 def _check_refusals(settings: object) -> None:

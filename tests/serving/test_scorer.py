@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from masm.data.extract import extract
 from masm.data.faces import CascadeDetector, CropProfile, crop, make_profile
-from masm.data.images import MOST_PIXELS, decode_image
+from masm.data.images import MOST_PIXELS, ImageError, decode_image
 from masm.data.procedural import draw_face
 from masm.detector import Detector
 from masm.errors import UserError
@@ -114,6 +115,28 @@ def test_a_video_is_judged_by_the_mean_of_the_frames_of_ingest(cascade: Scorer, 
 def test_a_video_shorter_than_the_profile_is_scored_by_what_there_is(given: Scorer, tmp_path: Path) -> None:
     result = given.score_video(write_video(tmp_path / "a.mp4", numbered(5)))
     assert [frame.frame_index for frame in result.frames] == [0, 1, 2, 3, 4]
+
+
+def test_a_limited_length_is_not_passed_by_a_cut_file_or_by_frames_without_number(
+    given: Scorer, tmp_path: Path
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (130, 64, 64, 3), np.uint8)
+    whole = write_video(tmp_path / "whole.mp4", list(noise), codec="mpeg4", faststart=True).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[:-2000])
+    for name in ("whole", "cut"):
+        assert len(given.find_in_video(tmp_path / f"{name}.mp4", 6)) > 1
+        with pytest.raises(ImageError, match="the video lasts 5 s, more than the 4 s"):
+            given.find_in_video(tmp_path / f"{name}.mp4", 4)
+    dense = write_video(tmp_path / "dense.mp4", list(noise), codec="mpeg4", times=list(range(130))).read_bytes()
+    with pytest.raises(ImageError, match="130 frames, more than 1 s hold"):
+        given.find_in_video(dense, 1)
+    with pytest.raises(ImageError, match="decompression bomb"):
+        Scorer(given.folder, max_pixels=64 * 64 - 1).find_in_video(whole, 6)
+
+
+def test_without_pyav_a_video_has_an_outcome(given: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert "PyAV, which is not installed" in given.score_video(tmp_path / "a.mp4").outcome
 
 
 def test_bad_videos_say_why(given: Scorer, cascade: Scorer, tmp_path: Path) -> None:

@@ -136,11 +136,18 @@ def test_shares_come_when_asked_for(client: httpx.Client, scorers: dict[str, Sco
     assert post_image(client, image).json()["images"][0]["faces"][0]["shares"] is None
 
 
-def test_one_bad_image_leaves_the_others_alone(client: httpx.Client) -> None:
+def test_one_bad_image_leaves_the_others_alone(client: httpx.Client, settings: Settings) -> None:
     texts = [base64.b64encode(data).decode() for data in (random_crop(1), b"plain text")]
-    good, bad = client.post("/score", json={"images": texts}).json()["images"]
+    body = {"images": [*texts, "%%%"], "paths": ["none.png", "large.png"]}
+    (settings.root / "media" / "large.png").write_bytes(bytes(MAX_BYTES + 1))
+    good, *bad = client.post("/score", json=body).json()["images"]
     assert good["outcome"] == "ok"
-    assert bad == {"outcome": "not an image", "score": None, "probability": None, "verdict": None, "faces": []}
+    assert bad[0] == {"outcome": "not an image", "score": None, "probability": None, "verdict": None, "faces": []}
+    assert [each["outcome"] for each in bad[1:]] == [
+        "images.2: not base64",
+        "paths.0: no such file in the folder that files may come from",
+        f"paths.1: the file has more than {MAX_BYTES} bytes",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -198,7 +205,7 @@ GOOD = {"content": random_crop(1), "headers": PNG}
         (422, "paths.0: a path outside", {"json": {"paths": ["../params.yaml"]}}),
         (422, "paths.0: no such file", {"json": {"paths": ["none.png"]}}),
         (422, "images: List should have at most 64", {"json": {"images": ["YWJj"] * 65}}),
-        (422, "images.0 is not base64", {"json": {"images": ["%%%"]}}),
+        (422, "images.0: not base64", {"json": {"images": ["%%%"]}}),
         (415, "text/plain is not taken", {"content": b"hello", "headers": {"Content-Type": "text/plain"}}),
         (413, f"more than {MAX_BYTES} bytes", {"content": bytes(MAX_BYTES + 10_000_000), "headers": PNG}),
         (404, "version 99 does not serve", GOOD | {"params": {"version": "99"}}),
@@ -215,7 +222,9 @@ def test_bad_input_gets_a_sentence(client: httpx.Client, status: int, says: str,
 def test_bad_videos_get_a_sentence(client: httpx.Client, video: bytes, tmp_path: Path) -> None:
     frames = [np.full((SIZE, SIZE, 3), number, np.uint8) for number in range(130)]
     long = write_video(tmp_path / "long.mp4", frames).read_bytes()
+    fast = write_video(tmp_path / "fast.mp4", frames * 4, times=[number * 2 for number in range(520)]).read_bytes()
     for content, says in (
+        (fast, "520 frames"),
         (video[: len(video) // 2], "opened as a video"),
         (b"text", "opened as a video"),
         (long, "5 s"),
@@ -239,7 +248,7 @@ def test_the_named_version_and_protocol_are_served(client: httpx.Client, scorers
     assert answer.json()["model"]["protocol"] == protocol
 
 
-@pytest.mark.parametrize("given", [None, "Bearer wrong", KEY + "x", "Bearer d\u00e9j\u00e0"])
+@pytest.mark.parametrize("given", [None, "Bearer wrong", KEY, f"Bearer {KEY}x", "Bearer d\u00e9j\u00e0"])
 def test_without_the_key_nothing_is_scored(client: httpx.Client, given: str | None) -> None:
     headers = {"Content-Type": "image/png"} | ({} if given is None else {"Authorization": given})
     encoded = {name: value.encode() for name, value in headers.items()}
@@ -294,9 +303,18 @@ def test_ray_lets_nobody_in(client: httpx.Client) -> None:
     listening = {(each.laddr.ip, each.laddr.port) for each in connections if each.status == psutil.CONN_LISTEN}
     assert [ip for ip, port in listening if port == client.base_url.port] == ["127.0.0.1"]
     assert not [port for _, port in listening if port == 8265]
-    agents = [f"http://{ip}:{port}" for ip, port in listening if port == 52365]
-    for agent in agents:
-        assert httpx.post(f"{agent}/api/job_agent/jobs/", json={"entrypoint": "true"}).status_code == 401
+    answers = [_submit_job(ip, port) for ip, port in listening]
+    assert 401 in answers  # the agent's
+    assert 200 not in answers
+
+
+def _submit_job(ip: str, port: int) -> int | None:
+    """What Ray's agent answers to a job; None of what does not speak HTTP."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(ip, f"[{ip}]" if ":" in ip else ip)
+    try:
+        return httpx.post(f"http://{host}:{port}/api/job_agent/jobs/", json={"entrypoint": "true"}).status_code
+    except httpx.TransportError:
+        return None
 
 
 def test_swap_under_load_fails_no_request(
@@ -346,3 +364,14 @@ def test_without_an_answer_of_the_registry_the_model_goes_on(client: httpx.Clien
     assert post_image(client, random_crop(1)).json()["model"]["version"] == "1"
     set_champion(settings, "1")
     eventually(lambda: client.get("/healthz").json()["registry"] == "ok")
+
+
+def test_lost_counts_end_nothing(client: httpx.Client, settings: Settings) -> None:
+    """The actor that counts and limits is ended; Ray starts it again, and the replicas report once more."""
+    own = psutil.Process().children(recursive=True)
+    (actor,) = [process for process in own if "ray::Shared" in " ".join(process.cmdline())]
+    actor.kill()
+    for _ in range(5):
+        assert post_image(client, random_crop(1)).status_code == 200
+    assert client.get("/metrics").status_code == 200
+    eventually(lambda: list(client.get("/healthz").json()["replicas"].values()) == ["1"], 40)
