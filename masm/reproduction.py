@@ -209,7 +209,7 @@ def run_stages(workspace: Path, code: Path, stages: Sequence[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment["PYTHONPATH"] = str(code.resolve())
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--force", "--single-item", "--no-commit", *stages]
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "--no-commit", *stages]
     if subprocess.run(command, cwd=workspace, env=environment, stdout=sys.stderr).returncode:
         raise CheckFailed(f"one of the stages {', '.join(stages)} failed in {workspace}: what it said stands above.")
 
