@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -200,6 +201,19 @@ class Detector(nn.Module):
         detector.card = {key: value for key, value in description.items() if key not in _WRITTEN}
         _load_weights(detector, folder / _WEIGHTS)
         return detector.merged() if merged else detector
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of the weights in a detector's folder, in hexadecimal: which detector it is.
+
+    Raises:
+        UserError: there are none.
+    """
+    try:
+        with open(folder / _WEIGHTS, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{folder / _WEIGHTS} cannot be read ({error.strerror}): name a detector's folder.") from None
 
 
 def _versions() -> dict[str, str]:

@@ -127,13 +127,14 @@ def _forward(detector: Detector, images: Sequence[bytes], batch_size: int) -> tu
 
 
 def write_reference(folder: Path, reference: Reference) -> None:
-    """Put a reference, as float32, into a detector's folder."""
-    tensors = {field.name: getattr(reference, field.name) for field in fields(Reference)}
-    kept = {
-        name: values if values.dtype.kind == "i" else values.astype(np.float32) for name, values in tensors.items()
-    }
+    """Put a reference into a detector's folder.
+
+    Scores keep their float64: near 1, where a sure detector's are, float32 would round them to others, and the very
+    same frames would count as drifted.
+    """
+    tensors = {field.name: np.ascontiguousarray(getattr(reference, field.name)) for field in fields(Reference)}
     partial = folder / f".{REFERENCE}.partial-{os.getpid()}"
-    save_file({name: np.ascontiguousarray(values) for name, values in kept.items()}, partial)
+    save_file(tensors, partial)
     os.replace(partial, folder / REFERENCE)
 
 
@@ -145,17 +146,13 @@ def read_reference(folder: Path) -> Reference:
     """
     path = folder / REFERENCE
     try:
-        return Reference(**{name: _exact(values) for name, values in load_file(path).items()})
+        return Reference(**load_file(path))
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no {REFERENCE}: it was trained before there was one; train it again."
         ) from None
     except (SafetensorError, TypeError, OSError) as error:
         raise UserError(f"{path} is damaged ({error}): fetch the model again.") from None
-
-
-def _exact(values: np.ndarray) -> np.ndarray:
-    return values if values.dtype.kind == "i" else values.astype(np.float64)
 
 
 def compare(reference: Reference, sample: Sample, psi: float, significance: float) -> list[Comparison]:

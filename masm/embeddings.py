@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +20,7 @@ from masm.data.faces import CropProfile
 from masm.data.stored import StoredImages, decoded, in_order, stored_images
 from masm.data.table import SCHEMA, read_table
 from masm.data.versions import digests
-from masm.detector import Detector
+from masm.detector import Detector, weights_digest
 from masm.errors import UserError
 from masm.evaluation import VIDEO
 from masm.scoring import FACTS
@@ -190,7 +189,5 @@ def origin_of(settings: Settings, datasets: Sequence[str], model: str, folder: P
     Raises:
         UserError: a dataset has not been ingested by DVC.
     """
-    with open(folder / "model.safetensors", "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     asked = settings.model_copy(update={"datasets": {name: settings.datasets[name] for name in datasets}})
-    return {"model": model, "sha256": digest, "data": digests(asked), "masm": __version__}
+    return {"model": model, "sha256": weights_digest(folder), "data": digests(asked), "masm": __version__}

@@ -6,7 +6,6 @@ import json
 import os
 import tempfile
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim
 
 from masm.detector import CLASSES, Detector
 from masm.errors import CheckFailed, UserError
@@ -120,39 +119,13 @@ def _write_program(detector: Detector, path: Path) -> Run:
     program = torch.export.export(detector, images, dynamic_shapes=shapes)
     program.example_inputs = None  # the only part of the file that would be pickled
     torch.export.save(program, path, extra_files={METADATA: json.dumps(describe(detector))})
-    module = read_program(path).module()
+    module = torch.export.load(path).module()
 
     def run(images: Tensor) -> np.ndarray:
         with torch.inference_mode():
             return module(images).numpy()
 
     return run
-
-
-def read_program(path: Path) -> ExportedProgram:
-    """Read a .pt2 file of `export`; unlike `torch.export.load`, it unpickles nothing.
-
-    Raises:
-        UserError: it is no such file, or holds pickled parts.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            pickled = [name for name in archive.namelist() if _is_pickled(archive, name)]
-    except (OSError, zipfile.BadZipFile, ValueError) as error:
-        raise UserError(f"{path} is no .pt2 file that can be read ({error}): export the detector again.") from None
-    if pickled:
-        raise UserError(f"{path} holds pickled parts ({pickled[0]}), which can run code: export the detector again.")
-    return torch.export.load(path)
-
-
-def _is_pickled(archive: zipfile.ZipFile, name: str) -> bool:
-    """Whether `torch.export.load` would unpickle this member."""
-    folder, _, last = name.rpartition("/")
-    if folder.endswith("sample_inputs"):
-        return archive.getinfo(name).file_size > 0
-    if last.endswith("_config.json"):
-        return any(part["use_pickle"] for part in json.loads(archive.read(name))["config"].values())
-    return last.endswith(".pt") or last.startswith(("custom_obj", "opaque_obj"))
 
 
 def _write_onnx(detector: Detector, path: Path) -> Run:

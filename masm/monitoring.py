@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from masm.detector import Detector
+from masm.detector import Detector, weights_digest
 from masm.drift import Sample
 from masm.embeddings import ORIGIN, read_embeddings
 from masm.errors import UserError
@@ -22,6 +23,9 @@ from masm.serving.files import file_task, find_media
 from masm.serving.many import score_many
 from masm.serving.results import OK, ImageResult, VideoResult
 from masm.serving.scorer import Scorer
+
+SCORED = ["path", "kind", "outcome", "score"]
+BY = ["model", "model_sha256"]
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ def observe(
     """What a model makes of some paths: Parquet files of `masm embed` or `masm score`, or images, videos and folders.
 
     Raises:
-        UserError: they are of both kinds, or as `observe_files` and `read_tables` say.
+        UserError: they are of both kinds, a CSV file, or as `observe_files` and `read_tables` say.
     """
+    if csv := [path for path in paths if path.suffix.lower() == ".csv"]:
+        raise UserError(f"{csv[0]} is a CSV file: write it as Parquet, by `masm score --frames --out NAME.parquet`.")
     tables = [path.suffix.lower() == ".parquet" for path in paths]
     if any(tables) and not all(tables):
         raise UserError("some paths are Parquet files and some are not: compare them one kind at a time.")
-    return read_tables(scorer.detector, paths) if all(tables) else observe_files(scorer, paths, progress)
+    return read_tables(scorer, paths) if all(tables) else observe_files(scorer, paths, progress)
 
 
 def observe_files(
@@ -82,18 +88,19 @@ def _seen(result: ImageResult | VideoResult) -> list[tuple[float, np.ndarray]]:
     return [(frame.score, frame.embedding) for frame in frames if frame.embedding is not None]
 
 
-def read_tables(detector: Detector, paths: Sequence[Path]) -> Batch:
+def read_tables(scorer: Scorer, paths: Sequence[Path]) -> Batch:
     """Read Parquet files that `masm embed` or `masm score` wrote; of each file all have the same of the two.
 
     Args:
-        detector: gives the scores of embeddings.
+        scorer: of the model that wrote them; gives the scores of embeddings.
         paths: of the files.
 
     Raises:
-        UserError: a file is missing or of another kind, the files are of both kinds, or videos were scored without
-            their frames.
+        UserError: a file is missing, of another kind or of another model, the files are of both kinds, or videos
+            were scored without their frames.
     """
-    parts = [_read_table(detector, path) for path in paths]
+    digest = weights_digest(scorer.folder)
+    parts = [_read_table(scorer.detector, digest, path) for path in paths]
     if len({part.sample.embeddings is None for part in parts}) > 1:
         raise UserError("some files hold embeddings and some hold scores alone: compare them one kind at a time.")
     before, recordings = 0, []
@@ -107,26 +114,32 @@ def read_tables(detector: Detector, paths: Sequence[Path]) -> Batch:
     return Batch(sample, sum((part.outcomes for part in parts), Counter()))
 
 
-def _read_table(detector: Detector, path: Path) -> Batch:
+def _read_table(detector: Detector, digest: str, path: Path) -> Batch:
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} is no Parquet file that can be read ({error}): name another.") from None
     if ORIGIN in (schema.metadata or {}):
+        origin = json.loads(schema.metadata[ORIGIN])
+        _check_model(path, [(origin.get("model"), origin.get("sha256"))], digest)
         return _read_embedded(detector, path)
-    if {"path", "kind", "outcome", "score"} <= set(schema.names):
+    if {*SCORED, *BY} <= set(schema.names):
+        models = pd.read_parquet(path, columns=BY).drop_duplicates()
+        _check_model(path, list(models.itertuples(index=False, name=None)), digest)
         return _read_scored(path)
-    raise UserError(f"{path} was written neither by `masm score` nor by `masm embed`: name another.")
+    raise UserError(f"{path} was written neither by `masm score` nor by `masm embed`: name another, or write it anew.")
+
+
+def _check_model(path: Path, made_by: Sequence[tuple[str | None, str | None]], digest: str) -> None:
+    """Raise UserError where a model whose weights are others, by their SHA-256, had a part in a table."""
+    for name, sha256 in made_by:
+        if sha256 != digest:
+            raise UserError(f"{path} was made by {name}, whose weights are others than this model's: name its own.")
 
 
 def _read_embedded(detector: Detector, path: Path) -> Batch:
     facts, embeddings = read_embeddings(path)
     recordings = facts.groupby(VIDEO).ngroup().to_numpy()
-    expected = detector.head.in_features
-    if embeddings.shape[1] != expected:
-        raise UserError(
-            f"{path} holds embeddings of {embeddings.shape[1]} values, the model's have {expected}: it is of another."
-        )
     with torch.inference_mode():
         logits = detector.classify(torch.from_numpy(embeddings.copy()).to(detector.device))
     scores = torch.sigmoid(logits.double()).cpu().numpy()
@@ -134,7 +147,7 @@ def _read_embedded(detector: Detector, path: Path) -> Batch:
 
 
 def _read_scored(path: Path) -> Batch:
-    rows = pd.read_parquet(path, columns=["path", "kind", "outcome", "score"])
+    rows = pd.read_parquet(path, columns=SCORED)
     files, frames = rows[rows["kind"] != "frame"], rows[rows["kind"] != "video"]
     videos = set(files.loc[(files["kind"] == "video") & (files["outcome"] == OK), "path"])
     if videos - set(frames["path"]):

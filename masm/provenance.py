@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import DatasetInput, Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from masm.errors import UserError
+from masm.settings import Role
+
+ROLES = get_args(Role)
 
 Chain = dict[str, Any]
 """What `trace` gives: JSON values by link, the raw data first and the model last."""
@@ -28,7 +33,7 @@ def trace(client: MlflowClient, version: ModelVersion) -> Chain:
         `model`; what was not recorded is None.
 
     Raises:
-        UserError: the version was registered without a run.
+        UserError: the version was registered without a run, this is gone, or names its data otherwise than masm.
     """
     run = run_of(client, version)
     tags = {**run.data.tags, **version.tags}
@@ -48,24 +53,37 @@ def run_of(client: MlflowClient, version: ModelVersion) -> Run:
     """The run that made a version.
 
     Raises:
-        UserError: it was registered without one.
+        UserError: it was registered without one, or the run is gone.
     """
     if not version.run_id:
         raise UserError(
             f"{version.name} version {version.version} was registered without a run: nothing says where it comes from."
         )
-    return client.get_run(version.run_id)
+    try:
+        return client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        raise UserError(
+            f"run {version.run_id} of {version.name} version {version.version} is gone from MLflow: nothing says "
+            "where it comes from."
+        ) from None
 
 
 def _datasets(run: Run) -> list[dict[str, Any]]:
-    found = []
-    for item in run.inputs.dataset_inputs if run.inputs else ():
-        address = json.loads(item.dataset.source)["tags"]
-        roles = [tag.value for tag in item.tags if tag.key == "mlflow.data.context"]
-        found.append(
-            {"name": item.dataset.name, "role": roles[0], "path": address["dvc.path"], "md5": address["dvc.md5"]}
-        )
-    return sorted(found, key=lambda row: (("train", "validate", "test").index(row["role"]), row["name"]))
+    try:
+        found = [_dataset(item) for item in (run.inputs.dataset_inputs if run.inputs else ())]
+        return sorted(found, key=lambda row: (ROLES.index(row["role"]), row["name"]))
+    except (ValueError, KeyError, TypeError):
+        raise UserError(
+            f"run {run.info.run_id} names its datasets otherwise than masm does: its lineage cannot be read."
+        ) from None
+
+
+def _dataset(item: DatasetInput) -> dict[str, Any]:
+    address = json.loads(item.dataset.source)["tags"]
+    (role,) = (tag.value for tag in item.tags if tag.key == "mlflow.data.context")
+    return {"name": item.dataset.name, "role": role, "path": address["dvc.path"], "md5": address["dvc.md5"]}
 
 
 def _run(client: MlflowClient, run: Run) -> dict[str, Any]:

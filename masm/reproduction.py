@@ -209,22 +209,22 @@ def run_stages(workspace: Path, code: Path, stages: Sequence[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     environment["PYTHONPATH"] = str(code.resolve())
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    command = [sys.executable, "-m", "dvc", "repro", "--quiet", "--force", "--single-item", "--no-commit", *stages]
+    command = [sys.executable, "-m", "dvc", "repro", "--force", "--single-item", "--no-commit", *stages]
     if subprocess.run(command, cwd=workspace, env=environment, stdout=sys.stderr).returncode:
         raise CheckFailed(f"one of the stages {', '.join(stages)} failed in {workspace}: what it said stands above.")
 
 
 def differences(recorded: Mapping[str, float], found: Mapping[str, float], tolerance: float) -> list[Difference]:
-    """The metrics that differ by more than `tolerance`, or that one side alone has, by name."""
+    """The metrics that differ by more than `tolerance`, that one side alone has, or that one alone has as NaN."""
     names = sorted({*recorded, *found})
     pairs = [Difference(name, recorded.get(name), found.get(name)) for name in names]
-    return [pair for pair in pairs if _distance(pair) > tolerance]
+    return [pair for pair in pairs if not _agree(pair.recorded, pair.reproduced, tolerance)]
 
 
-def _distance(pair: Difference) -> float:
-    if pair.recorded is None or pair.reproduced is None:
-        return math.inf
-    return abs(pair.recorded - pair.reproduced)
+def _agree(a: float | None, b: float | None, tolerance: float) -> bool:
+    if a is None or b is None:
+        return a is b  # JSON's null on both sides
+    return math.isclose(a, b, rel_tol=0, abs_tol=tolerance) or (math.isnan(a) and math.isnan(b))
 
 
 def changed_packages(recorded: Sequence[str], present: Sequence[str]) -> list[str]:

@@ -181,6 +181,16 @@ def test_reference_is_what_the_detector_makes_of_the_frames(tmp_path: Path, monk
     assert [path.name for path in tmp_path.iterdir()] == [REFERENCE]
 
 
+def test_frames_of_a_sure_detector_have_not_drifted_from_themselves(tmp_path: Path) -> None:
+    """Their logits are near 18 and -18, where float32 has few scores left."""
+    rng = RNG(6)
+    scores = expit(np.where(rng.random(1000) < 0.5, 1, -1) * rng.normal(18, 2, 1000))
+    write_reference(tmp_path, reference_of(scores, np.arange(1000)))
+    reference = read_reference(tmp_path)
+    np.testing.assert_array_equal(reference.scores, scores)
+    assert [row.value for row in compare(reference, Sample(scores, np.arange(1000)), 0.2, 0.01)] == [0.0, 0.0]
+
+
 def test_folder_without_a_whole_reference_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="train it again"):
         read_reference(tmp_path)

@@ -161,7 +161,7 @@ def test_a_registered_model_embeds_as_its_folder_does(settings: Settings, tmp_pa
     runs.register(registry.connect(settings.mlflow), settings, logged, promoted=True)
     save(tiny_detector(1), folder)
     name = settings.mlflow.model
-    for uri in (f"models:/{name}@champion", f"models:/{name}/1"):
+    for uri in (f"models:/{name}@champion", f"models:/{name}/1", "champion"):
         assert masm_embed(settings, tmp_path / "out.parquet", "denoise", "--model", uri) == ""
         expected = expected_embeddings(tiny_detector(0), settings, "denoise")
         np.testing.assert_allclose(read_embeddings(tmp_path / "out.parquet")[1], expected, atol=1e-5)
@@ -180,7 +180,7 @@ def test_mistakes_are_said_in_one_sentence(settings: Settings, tmp_path: Path) -
     pd.DataFrame({"a": [1]}).to_parquet(foreign)
     assert "there is no dataset 'denoize'" in masm_embed(settings, out, "denoise", "denoize")
     assert "holds no face table" in masm_embed(settings, out, "swap")
-    assert "name a detector's folder" in masm_embed(settings, out, "--model", str(tmp_path / "gone"))
+    assert "gone holds no detector" in masm_embed(settings, out, "--model", str(tmp_path / "gone"))
     assert "is no Parquet file" in masm_embed(settings, text)
     assert "none of embeddings" in masm_embed(settings, foreign)
     assert "cannot be written" in masm_embed(settings, text / "out.parquet")

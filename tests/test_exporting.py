@@ -14,7 +14,7 @@ from torch import Tensor
 from masm import exporting
 from masm.detector import Detector
 from masm.errors import CheckFailed, UserError
-from masm.exporting import Format, export, read_program
+from masm.exporting import Format, export
 from tests.serving.workspace import PROFILE, SIZE, save, tiny_detector
 
 pytestmark = pytest.mark.slow
@@ -83,18 +83,6 @@ def test_program_holds_nothing_pickled(program: Path) -> None:
             content = archive.read(name)
             # What torch.save writes is a zip file, a bare pickle begins with its protocol.
             assert not content.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")), name
-    assert read_program(program)
-
-
-def test_program_with_pickled_parts_is_not_read(tmp_path: Path, detector: Detector) -> None:
-    images = torch.rand(2, 3, SIZE, SIZE)
-    path = tmp_path / "theirs.pt2"
-    torch.export.save(torch.export.export(detector, (images,)), path)
-    with pytest.raises(UserError, match=r"holds pickled parts .*sample_inputs"):
-        read_program(path)
-    (tmp_path / "none.pt2").write_bytes(b"no zip")
-    with pytest.raises(UserError, match=r"is no \.pt2 file"):
-        read_program(tmp_path / "none.pt2")
 
 
 @pytest.mark.parametrize("form", ["torch", "onnx"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -14,9 +15,9 @@ from typer.testing import CliRunner
 from masm.cli import app
 from masm.data.frames import Frames
 from masm.data.stored import decode
-from masm.detector import Detector
+from masm.detector import Detector, weights_digest
 from masm.drift import make_reference, write_reference
-from masm.embeddings import every_frame, write_embeddings
+from masm.embeddings import every_frame, origin_of, write_embeddings
 from masm.errors import CheckFailed, UserError
 from masm.monitoring import Batch, observe, read_tables
 from masm.serving.files import score_rows, write_rows
@@ -111,8 +112,8 @@ def test_a_batch_of_other_images_has_drifted(settings: Settings, grey: Path) -> 
 def test_embeddings_of_face_tables_are_taken(settings: Settings, scorer: Scorer, tmp_path: Path) -> None:
     frames = every_frame(settings, TESTS)
     path = tmp_path / "embeddings.parquet"
-    write_embeddings(path, scorer.detector, settings, frames, {})
-    batch = read_tables(scorer.detector, [path, path])
+    write_embeddings(path, scorer.detector, settings, frames, origin_of(settings, TESTS, "mine", scorer.folder))
+    batch = read_tables(scorer, [path, path])
     scored = observe(scorer, [path]).sample
     np.testing.assert_array_equal(batch.sample.scores, np.tile(scored.scores, 2))
     assert len(np.unique(batch.sample.recordings)) == 96  # 24 videos of each dataset, and each file's are its own
@@ -127,7 +128,7 @@ def test_embeddings_of_face_tables_are_taken(settings: Settings, scorer: Scorer,
 
 def test_scores_of_files_are_taken(settings: Settings, scorer: Scorer, images: Path, tmp_path: Path) -> None:
     path = tmp_path / "scores.parquet"
-    write_rows(path, score_rows(scorer, sorted(images.iterdir()), True, lambda result: None))
+    write_rows(path, score_rows(scorer, "mine", sorted(images.iterdir()), True, lambda result: None))
     batch, direct = observe(scorer, [path]), observe(scorer, [images])
     assert batch.sample.embeddings is None
     np.testing.assert_allclose(np.sort(batch.sample.scores), np.sort(direct.sample.scores), atol=1e-6)
@@ -137,12 +138,14 @@ def test_scores_of_files_are_taken(settings: Settings, scorer: Scorer, images: P
     assert "component" not in printed
 
 
-def scored(kinds: list[tuple[str, str, float | None]]) -> list[dict[str, object]]:
-    return [{"path": path, "kind": kind, "outcome": "ok", "score": score} for path, kind, score in kinds]
+def scored(scorer: Scorer, kinds: list[tuple[str, str, float | None]]) -> list[dict[str, object]]:
+    by = {"model": "mine", "model_sha256": weights_digest(scorer.folder)}
+    return [{"path": path, "kind": kind, "outcome": "ok", "score": score} | by for path, kind, score in kinds]
 
 
 def test_videos_count_by_their_frames(scorer: Scorer, tmp_path: Path) -> None:
-    rows = scored([("a.mp4", "video", 0.3), ("a.mp4", "frame", 0.2), ("a.mp4", "frame", 0.4), ("b.png", "image", 0.9)])
+    video = [("a.mp4", "video", 0.3), ("a.mp4", "frame", 0.2), ("a.mp4", "frame", 0.4)]
+    rows = scored(scorer, [*video, ("b.png", "image", 0.9)])
     write_rows(tmp_path / "scores.parquet", rows)
     batch = observe(scorer, [tmp_path / "scores.parquet"])
     assert sorted(batch.sample.scores) == [0.2, 0.4, 0.9]
@@ -153,13 +156,30 @@ def test_videos_count_by_their_frames(scorer: Scorer, tmp_path: Path) -> None:
         observe(scorer, [tmp_path / "videos.parquet"])
 
 
+def test_tables_of_another_model_are_refused(settings: Settings, scorer: Scorer, images: Path, tmp_path: Path) -> None:
+    """Whatever it is called: a detector that was trained again has the folder of the former one."""
+    save(tiny_detector(1), tmp_path / "detector")
+    other, scores, embeddings = Scorer(tmp_path / "detector"), tmp_path / "a.parquet", tmp_path / "b.parquet"
+    parts = [score_rows(each, "mine", [images / "00.png"], False, lambda result: None) for each in (other, scorer)]
+    write_rows(scores, chain.from_iterable(parts))
+    frames, origin = every_frame(settings, TESTS), origin_of(settings, TESTS, "mine", other.folder)
+    write_embeddings(embeddings, other.detector, settings, frames, origin)
+    for path in (scores, embeddings):
+        for each in (scorer, other) if path == scores else (scorer,):
+            with pytest.raises(UserError, match="was made by mine, whose weights are others"):
+                observe(each, [path])
+    assert isinstance(observe(other, [embeddings]), Batch)
+
+
 def test_what_cannot_be_compared_is_named(settings: Settings, scorer: Scorer, images: Path, tmp_path: Path) -> None:
-    write_rows(tmp_path / "scores.parquet", scored([("b.png", "image", 0.9)]))
+    write_rows(tmp_path / "scores.parquet", scored(scorer, [("b.png", "image", 0.9)]))
     (tmp_path / "text.parquet").write_text("no table")
     with pytest.raises(UserError, match="some are not"):
         observe(scorer, [tmp_path / "scores.parquet", images])
     with pytest.raises(UserError, match="no Parquet file"):
         observe(scorer, [tmp_path / "text.parquet"])
+    with pytest.raises(UserError, match=r"scores\.csv is a CSV file: write it as Parquet"):
+        observe(scorer, [tmp_path / "scores.csv"])
     with pytest.raises(UserError, match="neither by"):
         observe(scorer, [settings.table("upsample") / "faces-00000.parquet"])
     save(tiny_detector(1), tmp_path / "detector")

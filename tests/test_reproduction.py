@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +12,15 @@ from pathlib import Path
 import mlflow
 import pytest
 import yaml
+from dvc.repo import Repo
+from mlflow.data.code_dataset_source import CodeDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 from typer.testing import CliRunner
 
 from masm import registry
-from masm.cli import app
+from masm.cli import app, main
 from masm.errors import UserError
 from masm.provenance import describe, trace
 from masm.reproduction import (
@@ -76,6 +81,8 @@ def test_the_command_prints_the_chain(promoted: Settings, version: ModelVersion)
     uri, params = f"models:/{promoted.mlflow.model}@champion", str(promoted.root / "params.yaml")
     printed = CliRunner().invoke(app, ["lineage", uri, "--params", params])
     assert printed.exit_code == 0, printed.output
+    for said in ("champion", "1"):
+        assert CliRunner().invoke(app, ["lineage", said, "--params", params]).output == printed.output
     assert f"md5 {'c' * 32}" in printed.output
     as_json = CliRunner().invoke(app, ["lineage", uri, "--params", params, "--json"])
     assert json.loads(as_json.output) == trace(registry.connect(promoted.mlflow), version)
@@ -115,6 +122,37 @@ def test_a_version_without_a_run_is_refused(promoted: Settings) -> None:
     for ask in (read_record, lambda version: trace(registry.connect(promoted.mlflow), version)):
         with pytest.raises(UserError, match="by-hand version 1 was registered without a run"):
             ask(by_hand)
+
+
+def test_runs_that_are_gone_or_of_others_are_named(promoted: Settings, version: ModelVersion) -> None:
+    client = registry.connect(promoted.mlflow)
+    gone = ModelVersion(version.name, "8", 0, run_id="0" * 32)
+    for ask in (read_record, lambda version: trace(client, version)):
+        with pytest.raises(UserError, match="version 8 is gone from MLflow"):
+            ask(gone)
+    for source in (CodeDatasetSource({}), CodeDatasetSource({"dvc.path": "a", "dvc.md5": "b"})):
+        with mlflow.start_run() as run:
+            mlflow.log_input(MetaDataset(source, name="theirs"))  # in no role
+        with pytest.raises(UserError, match="names its datasets otherwise"):
+            trace(client, ModelVersion(version.name, "9", 0, run_id=run.info.run_id))
+
+
+@pytest.mark.parametrize(
+    "command", [["lineage"], ["reproduce"], ["export", "--out", "model.pt2", "--format", "torch"]]
+)
+def test_a_store_that_stops_answering_is_named(
+    promoted: Settings, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    """Between `connect` and the first question."""
+
+    def fail(*_: object) -> None:
+        raise MlflowException("the database is locked")
+
+    monkeypatch.setattr(mlflow.MlflowClient, "get_model_version_by_alias", fail)
+    arguments = [*command, "champion", "--params", str(promoted.root / "params.yaml")]
+    ended = CliRunner().invoke(app, arguments).exception
+    assert isinstance(ended, UserError)
+    assert "stopped answering (the database is locked)" in str(ended)
 
 
 def git(folder: Path, *arguments: str) -> str:
@@ -194,6 +232,46 @@ def test_metrics_agree_within_the_tolerance_and_on_both_sides() -> None:
         Difference("new", None, 2.0),
     ]
     assert [row.name for row in differences(recorded, recorded, 0.0)] == []
+
+
+def test_what_is_no_number_agrees_with_itself_alone() -> None:
+    nan, inf = float("nan"), float("inf")
+    recorded = {"both": nan, "was": nan, "is": 0.5, "large": inf, "sign": inf}
+    found = {"both": nan, "was": 0.5, "is": nan, "large": inf, "sign": -inf}
+    assert [row.name for row in differences(recorded, found, 1.0)] == ["is", "sign", "was"]
+
+
+EVALUATE = """mkdir reports && echo '{"same": 0.5, "auc": 0.75}' > reports/metrics.json"""
+STAGES = {name: {"cmd": "true"} for name in ("validate", "search", "train")} | {"evaluate": {"cmd": EVALUATE}}
+
+
+def test_the_command_ends_with_1_where_a_metric_differs(
+    promoted: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In a repository whose stages take no time."""
+    tree = yaml.safe_load((promoted.root / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(params := yaml.safe_dump(tree | {"code": "."}))
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": STAGES}))
+    git(tmp_path, "init", "-q")
+    with Repo.init(str(tmp_path)):
+        git(tmp_path, "add", "-A")
+    git(tmp_path, "commit", "-qm", "code")
+    client = registry.connect(promoted.mlflow)
+    tags = {"git.commit": git(tmp_path, "rev-parse", "HEAD").strip(), "git.dirty": "false"}
+    with mlflow.start_run(tags=tags) as run:
+        mlflow.log_text(params, "params.yaml")
+        mlflow.log_text("schema: '2.0'\nstages: {}\n", "dvc.lock")
+        mlflow.log_text('{"same": 0.5, "auc": 0.7}', "metrics.json")
+    model = client.create_registered_model(f"{promoted.mlflow.model}-again").name
+    client.create_model_version(model, "file:///nowhere", run.info.run_id)
+    asked = ["reproduce", f"models:/{model}/1", "--params", str(tmp_path / "params.yaml")]
+    monkeypatch.setattr(sys, "argv", ["masm", *asked])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    printed = capfd.readouterr()
+    assert "1 of 2 metrics" in printed.err
+    assert [line.split()[1:6:2] for line in printed.out.splitlines() if "auc" in line] == [["auc", "0.7", "0.75"]]
 
 
 def test_packages_that_changed_are_named() -> None:

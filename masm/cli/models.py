@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -35,7 +35,7 @@ def embed(
         typer.Argument(help="Datasets of params.yaml; without, those of role test.", metavar="DATASET"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="A detector's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")
+        str | None, typer.Option(help="A folder, or a version: its number, alias or models:/ address.")
     ] = None,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
@@ -45,15 +45,17 @@ def embed(
 
     from masm.detector import Detector
     from masm.embeddings import check_embeddings_file, every_frame, origin_of, write_embeddings
+    from masm.serving.scorer import find_parts
 
     settings = load_settings(params)
     if out.exists():
         check_embeddings_file(out)
     named = datasets or settings.with_role("test")
     frames = every_frame(settings, named)
-    with _detector_folder(settings, model) as folder:
+    with _opened(settings, model or str(settings.root / "models" / "detector")) as (name, opened):
+        folder, _ = find_parts(opened)
         detector = Detector.load(folder, merged=True).to("cuda" if torch.cuda.is_available() else "cpu")
-        origin = origin_of(settings, named, model or "models/detector", folder)
+        origin = origin_of(settings, named, name if model else "models/detector", folder)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("embed", total=sum(map(len, frames.values())))
         write_embeddings(out, detector, settings, frames, origin, lambda done: bar.advance(task, done))
@@ -68,6 +70,8 @@ def serve(
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
     """Answer over HTTP, with a page to try it on, by the version that an alias names at the time; Ctrl-C stops."""
+    from masm import registry
+
     try:
         from masm.serving.app import run
     except ImportError as error:
@@ -75,12 +79,13 @@ def serve(
     settings = load_settings(params)
     console = Console()
     uri = model or f"models:/{settings.mlflow.model}@champion"
-    run(settings, uri, api_key(), lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
+    with registry.answering(settings.mlflow):
+        run(settings, uri, api_key(), lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True))
 
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="A detector's folder, models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Argument(help="A folder, or a version: its number, alias or models:/ address.")],
     out: Annotated[Path, typer.Option(help="The file to write: *.onnx or *.pt2.")],
     form: Annotated[str, typer.Option("--format", help="onnx, or torch for torch.export's .pt2.")] = "onnx",
     params: ParamsOption = Path("params.yaml"),
@@ -92,12 +97,13 @@ def export(
     from masm.detector import Detector
     from masm.exporting import FORMATS, describe
     from masm.exporting import export as write
+    from masm.serving.scorer import find_parts
 
     if form not in FORMATS:
         raise UserError(f"there is no format {form!r}: choose {' or '.join(FORMATS)}.")
     settings = load_settings(params)
-    with _detector_folder(settings, model) as folder:
-        detector = Detector.load(folder, merged=True)
+    with _opened(settings, model) as (_, folder):
+        detector = Detector.load(find_parts(folder)[0], merged=True)
     difference = write(detector, out, form)
     size = describe(detector)["input"]["shape"][-1]
     Console().print(f"{out}: {size} px, logits as the detector's to {difference:.1e}", markup=False, highlight=False)
@@ -105,7 +111,7 @@ def export(
 
 @app.command()
 def lineage(
-    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Argument(help="A version: its number, alias or models:/ address.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
@@ -113,8 +119,10 @@ def lineage(
     from masm import registry
     from masm.provenance import describe, trace
 
-    client = registry.connect(load_settings(params).mlflow)
-    chain = trace(client, registry.find_version(client, model))
+    settings = load_settings(params)
+    client = registry.connect(settings.mlflow)
+    with registry.answering(settings.mlflow):
+        chain = trace(client, registry.resolve(client, settings.mlflow.model, model))
     if as_json:
         typer.echo(json.dumps(chain, indent=2))
         return
@@ -124,7 +132,7 @@ def lineage(
 
 @app.command()
 def reproduce(
-    model: Annotated[str, typer.Argument(help="models:/NAME@ALIAS or models:/NAME/VERSION.")],
+    model: Annotated[str, typer.Argument(help="A version: its number, alias or models:/ address.")],
     out: Annotated[Path | None, typer.Option(help="A folder to do it in, which stays; else a temporary one.")] = None,
     tolerance: Annotated[float, typer.Option(min=0, help="By how much a metric may differ.")] = 1e-6,
     keep_search: Annotated[bool, typer.Option("--keep-search", help="Take the search's outcome from DVC.")] = False,
@@ -139,7 +147,9 @@ def reproduce(
     from masm.reproduction import reproduce as make_again
 
     settings = load_settings(params)
-    recorded = read_record(registry.find_version(registry.connect(settings.mlflow), model))
+    client = registry.connect(settings.mlflow)
+    with registry.answering(settings.mlflow):
+        recorded = read_record(registry.resolve(client, settings.mlflow.model, model))
     with in_folder(out) as folder:
         found = make_again(settings, recorded, folder, keep_search)
     if differing := differences(recorded.metrics, found, tolerance):
@@ -163,14 +173,23 @@ def _print_differences(differing: list[Difference], recorded: tuple[str, ...]) -
         Console().print(f"The environment differs: {', '.join(changed)}", markup=False, highlight=False)
 
 
-def _detector_folder(settings: Settings, model: str | None) -> AbstractContextManager[Path]:
-    """Where a detector lies: the workspace's own, a folder, or a copy of a registered one."""
-    if model is None or not model.startswith("models:"):
-        return nullcontext(settings.root / "models" / "detector" if model is None else Path(model))
+@contextmanager
+def _opened(settings: Settings, said: str) -> Iterator[tuple[str, Path]]:
+    """What a model is called and where it lies: a folder, or a checked copy of the version that is said.
+
+    A folder is written with a slash, or is there; anything else is as `registry.resolve` takes it.
+    """
+    if not said.startswith("models:") and ("/" in said or Path(said).is_dir()):
+        yield said, Path(said)
+        return
     from masm import registry
 
     client = registry.connect(settings.mlflow)
-    return registry.stored_detector(client, registry.find_version(client, model))
+    with TemporaryDirectory() as folder:
+        with registry.answering(settings.mlflow):
+            version = registry.resolve(client, settings.mlflow.model, said)
+            copy = registry.download(client, version, Path(folder))
+        yield f"models:/{version.name}/{version.version}", copy
 
 
 @app.command()
@@ -178,7 +197,7 @@ def score(
     paths: Annotated[list[Path], typer.Argument(help="Images, videos, and folders of them.", metavar="PATH...")],
     model: Annotated[
         str | None,
-        typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder; else the champion."),
+        typer.Option(help="A folder, or a version: its number, alias or models:/ address; else the champion."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="FILE.parquet or FILE.csv; without, a table is shown.")] = None,
     frames: Annotated[bool, typer.Option("--frames", help="A row for each frame of the videos, too.")] = False,
@@ -195,14 +214,17 @@ def score(
         check_out(out)
     files = find_media(paths)
     outcomes: Counter[str] = Counter()
-    with _open_scorer(settings, model) as scorer, Progress(console=Console(stderr=True), transient=True) as bar:
+    with (
+        _opened_scorer(settings, model) as (name, scorer),
+        Progress(console=Console(stderr=True), transient=True) as bar,
+    ):
         task = bar.add_task("score", total=len(files))
 
         def count(result: Result) -> None:
             outcomes[result.outcome] += 1
             bar.advance(task)
 
-        rows = score_rows(scorer, files, frames, count)
+        rows = score_rows(scorer, name, files, frames, count)
         table = None
         if out is None:
             table = table_of(rows)
@@ -219,11 +241,11 @@ def score(
 def monitor(
     paths: Annotated[
         list[Path],
-        typer.Argument(help="Images, videos, folders; or what `masm score --frames` or `masm embed` wrote."),
+        typer.Argument(help="Images, videos, folders; or Parquet of `masm score --frames` or `masm embed`."),
     ],
     model: Annotated[
         str | None,
-        typer.Option(help="models:/NAME@ALIAS, models:/NAME/VERSION or a folder; else the champion."),
+        typer.Option(help="A folder, or a version: its number, alias or models:/ address; else the champion."),
     ] = None,
     params: ParamsOption = Path("params.yaml"),
 ) -> None:
@@ -234,7 +256,7 @@ def monitor(
     from masm.monitoring import observe
 
     settings = load_settings(params)
-    with _open_scorer(settings, model) as scorer, Progress(console=Console(stderr=True), transient=True) as bar:
+    with _opened_scorer(settings, model) as (_, scorer), Progress(console=Console(stderr=True), transient=True) as bar:
         reference = read_reference(scorer.folder)
         task = bar.add_task("monitor", total=None)
         batch = observe(scorer, paths, lambda done, total: bar.update(task, completed=done, total=total))
@@ -259,17 +281,10 @@ def _print_monitored(reference: Reference, batch: Batch, rows: list[Comparison])
 
 
 @contextmanager
-def _open_scorer(settings: Settings, model: str | None) -> Iterator[Scorer]:
-    """The scorer of a folder, or of a checked copy of a registered model, the champion where none is named."""
-    from masm import registry
+def _opened_scorer(settings: Settings, said: str | None) -> Iterator[tuple[str, Scorer]]:
+    """What a model is called, the champion where none is said, and its scorer; as `_opened`."""
     from masm.data.profile import detector_weights
     from masm.serving.scorer import Scorer
 
-    named, max_pixels = model or f"models:/{settings.mlflow.model}@champion", settings.serving.max_pixels
-    if not named.startswith("models:"):
-        yield Scorer(Path(named), detector_weights(settings), max_pixels=max_pixels)
-        return
-    client = registry.connect(settings.mlflow)
-    with TemporaryDirectory() as folder:
-        version = registry.find_version(client, named)
-        yield Scorer(registry.download(client, version, Path(folder)), max_pixels=max_pixels)
+    with _opened(settings, said or "champion") as (name, folder):
+        yield name, Scorer(folder, detector_weights(settings), max_pixels=settings.serving.max_pixels)

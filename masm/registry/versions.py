@@ -14,7 +14,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from masm.errors import UserError
 from masm.registry.store import CHAMPION
@@ -26,6 +26,8 @@ ARTIFACTS = "artifacts.sha256"  # tag of a version: SHA-256 of its model's manif
 EVIDENCE = ("scores.parquet", "metrics.json", "checks.json")  # what a gate reads of a version's run
 REPORT = "report.html"  # of a version's run
 FIGURES = ("video_auc", "video_auc_low", "video_auc_high")  # tags of a version
+# What MLflow answers where there is no such model or version, and no such alias.
+_NO_SUCH = tuple(map(ErrorCode.Name, (RESOURCE_DOES_NOT_EXIST, INVALID_PARAMETER_VALUE)))
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion:
 
     Raises:
         UserError: it is written otherwise, or there is no such version.
+        MlflowException: the store could not say.
     """
     named = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if named is None:
@@ -69,6 +72,8 @@ def find_version(client: MlflowClient, uri: str) -> ModelVersion:
     try:
         return client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
     except MlflowException as error:
+        if error.error_code not in _NO_SUCH:
+            raise
         raise UserError(f"there is no {uri} ({error.message}): `masm registry list` shows what there is.") from None
 
 

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from masm.data.images import IMAGE_SUFFIXES, ImageError
 from masm.data.importers.layout import VIDEO_SUFFIXES
+from masm.detector import weights_digest
 from masm.errors import UserError
 from masm.serving.many import Result, Task, image_task, score_many, video_task
 from masm.serving.results import VideoResult
@@ -35,11 +36,13 @@ SCHEMA = pa.schema(
         "verdict": pa.string(),
         "faces": pa.int64(),
         **dict.fromkeys(("x", "y", "width", "height"), pa.float64()),
+        "model": pa.string(),
+        "model_sha256": pa.string(),
     }
 )
 """One row for each file, `kind` image or video, and where they are asked for one for each frame that a video is judged
 by, `kind` frame. `faces` found in an image, or frames of a video with its face. The box is that of the face that
-decides, in pixels; a video's row has none."""
+decides, in pixels; a video's row has none. `model` is what the model is called, `model_sha256` that of its weights."""
 
 _WRITERS: dict[str, Callable[..., pq.ParquetWriter | csv.CSVWriter]] = {
     ".parquet": pq.ParquetWriter,
@@ -72,20 +75,22 @@ def _media_below(folder: Path) -> list[Path]:
 
 
 def score_rows(
-    scorer: Scorer, files: Sequence[Path], frames: bool, progress: Callable[[Result], None]
+    scorer: Scorer, model: str, files: Sequence[Path], frames: bool, progress: Callable[[Result], None]
 ) -> Iterator[dict[str, Any]]:
     """The rows of `SCHEMA` of each file, in their order; by its name's end it is an image, else taken for a video.
 
     Args:
         scorer: the model.
+        model: what it is called.
         files: of `find_media`.
         frames: whether the frames of videos have rows, too.
         progress: called with the result of each file.
     """
+    named = {"model": model, "model_sha256": weights_digest(scorer.folder)}
     results = score_many(scorer, (file_task(scorer, file) for file in files))
     for file, result in zip(files, results, strict=True):
         progress(result)
-        yield from rows_of(file, result, frames)
+        yield from (row | named for row in rows_of(file, result, frames))
 
 
 def file_task(scorer: Scorer, file: Path) -> Task:
@@ -104,7 +109,7 @@ def _find_faces(scorer: Scorer, file: Path) -> list[FoundFace]:
 
 
 def rows_of(path: Path, result: Result, frames: bool) -> Iterator[dict[str, Any]]:
-    """The rows of one file by `SCHEMA`, with those of a video's frames if asked for."""
+    """The rows of one file by `SCHEMA`, but for the model, with those of a video's frames if asked for."""
     name = os.fsencode(path).decode(errors="replace")
     row = {"path": name, "outcome": result.outcome, "score": result.score}
     row |= {"probability": result.probability, "verdict": result.verdict}

@@ -11,6 +11,7 @@ from functools import partial
 import numpy as np
 
 from masm.data.images import ImageError
+from masm.errors import UserError
 from masm.serving.results import ImageResult, VideoResult
 from masm.serving.scorer import BATCH_SIZE, FoundFace, FoundFrame, Outputs, Scorer
 
@@ -46,12 +47,12 @@ def image_task(scorer: Scorer, find: Callable[[], Sequence[FoundFace]]) -> Task:
 
 
 def video_task(scorer: Scorer, find: Callable[[], Sequence[FoundFrame]]) -> Task:
-    """A video; `find` gives its face in its frames, or raises ImageError with its outcome."""
+    """A video; `find` gives its face in its frames, or raises ImageError or, without PyAV, UserError: its outcome."""
 
     def prepare() -> Prepared:
         try:
             frames = find()
-        except ImageError as error:
+        except (ImageError, UserError) as error:
             return _failed(VideoResult(str(error)))
         return Prepared([frame.crop for frame in frames], partial(scorer.judge_video, frames))
 

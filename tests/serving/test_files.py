@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from masm.data.faces import CropProfile
@@ -47,7 +49,7 @@ def draw(path: Path, *people: int) -> Path:
 
 def rows_of_files(scorer: Scorer, files: list[Path], frames: bool = False) -> pd.DataFrame:
     seen: list[Result] = []
-    rows = pd.DataFrame(score_rows(scorer, files, frames, seen.append), columns=SCHEMA.names)
+    rows = pd.DataFrame(score_rows(scorer, "mine", files, frames, seen.append), columns=SCHEMA.names)
     assert len(seen) == len(files)
     return rows
 
@@ -125,6 +127,25 @@ def test_scores_do_not_depend_on_what_is_scored_beside(scorer: Scorer, tmp_path:
         assert np.isnan(score) if path.endswith("bad.png") else score == pytest.approx(alone[path], abs=1e-6)
 
 
+def test_still_gifs_are_images_and_animated_ones_say_what_they_are(scorer: Scorer, tmp_path: Path) -> None:
+    draw(tmp_path / "face.png", 0)
+    with Image.open(tmp_path / "face.png") as image:
+        image.save(tmp_path / "still.GIF")
+        image.save(tmp_path / "moving.gif", save_all=True, append_images=[image.rotate(90)])
+    rows = rows_of_files(scorer, find_media([tmp_path]))
+    assert rows["kind"].tolist() == ["image"] * 3
+    assert rows["outcome"].tolist() == ["ok", "animated: more than one image in the file", "ok"]
+
+
+def test_without_pyav_the_images_are_scored(scorer: Scorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    files = [tmp_path / "clip.mp4", draw(tmp_path / "face.png", 0)]
+    files[0].touch()
+    rows = rows_of_files(scorer, files)
+    assert "pip install 'masm[video]'" in rows["outcome"][0]
+    assert rows["outcome"][1] == "ok"
+
+
 def test_few_wait_for_the_detector(scorer: Scorer) -> None:
     """However many there are: or a folder of videos would fill the memory."""
     began = []
@@ -144,7 +165,7 @@ def test_parquet_csv_and_the_table_say_the_same(scorer: Scorer, tmp_path: Path) 
     files = [draw(tmp_path / 'a, [b] "c".png', 0), tmp_path / os.fsdecode(b"\xff.png"), tmp_path / "v.mp4"]
     files[1].touch()
     write_video(files[2], [scene({(20 + 4 * number, 40): draw_face(0, 0, 0, 220).image}) for number in range(8)])
-    rows = list(score_rows(scorer, files, True, lambda result: None))
+    rows = list(score_rows(scorer, "mine", files, True, lambda result: None))
     for name in ("out.parquet", "out.csv"):
         (tmp_path / name).write_text("former")
         write_rows(tmp_path / name, iter(rows))
@@ -152,6 +173,10 @@ def test_parquet_csv_and_the_table_say_the_same(scorer: Scorer, tmp_path: Path) 
     pd.testing.assert_frame_equal(parquet, csv, check_dtype=False, check_exact=True)
     assert parquet["path"].tolist()[:2] == [str(files[0]), f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png"]
     assert parquet.columns.tolist() == SCHEMA.names
+    assert set(parquet["model"]) == {"mine"}
+    assert set(parquet["model_sha256"]) == {
+        hashlib.sha256((scorer.folder / "model.safetensors").read_bytes()).hexdigest()
+    }
     console = Console(width=400, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
     console.print(table_of(rows))
     text = console.export_text()
@@ -188,7 +213,8 @@ def test_the_command_scores_by_the_champion_and_by_a_folder(tmp_path: Path) -> N
         (tmp_path / f"{number}.png").write_bytes(random_crop(8, number))
     (tmp_path / "bad.png").touch()
     expected = Scorer(settings.root / "models" / "detector").score_image(random_crop(8, 0)).score
-    for model in ([], ["--model", "models/detector"]):
+    named = {f"models:/{settings.mlflow.model}/1": [], "models/detector": ["--model", "models/detector"]}
+    for name, model in named.items():
         out = tmp_path / "scores.parquet"
         done = masm(settings.root, "score", str(tmp_path), "--out", str(out), *model)
         assert (done.returncode, done.stderr.splitlines()[-1]) == (0, f"{out}: 3 of 4 files have a score")
@@ -196,6 +222,7 @@ def test_the_command_scores_by_the_champion_and_by_a_folder(tmp_path: Path) -> N
         assert [Path(path).name for path in rows["path"]] == ["0.png", "1.png", "2.png", "bad.png"]
         assert rows["score"][0] == pytest.approx(expected, abs=1e-6)
         assert rows["outcome"].tolist() == ["ok"] * 3 + ["empty file"]
+        assert set(rows["model"]) == {name}
     missing = masm(settings.root, "score", str(tmp_path / "missing.png"))
     assert missing.returncode == 2
     assert "is no file or folder" in missing.stderr
