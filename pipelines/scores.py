@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,8 +21,8 @@ from masm.scores import Work, write_scores
 from masm.scoring import on_device, score_parts
 from masm.settings import Settings
 
-Scorer = Callable[[Detector, Sequence[Part], Callable[[int], None]], Iterator[tuple[Part, pa.Table]]]
-"""Scores parts as `masm.scoring.score_parts` does, in any order."""
+Job = tuple[str, Part]
+"""A model's name, and what it is to score."""
 
 
 def score_models(
@@ -39,14 +39,14 @@ def score_models(
     tests = settings.with_role("test")
     plans = {name: plan(settings, tests, distorted=name == ADAPTED) for name in detectors}
     work = Work(settings.root / "data" / "work" / ".scores" / _name(settings, folders))
-    with _scorer(settings) as scorer, Progress(console=Console(stderr=True)) as bar:
-        for name, detector in detectors.items():
-            missing = work.missing(name, plans[name])
-            frames = sum(len(part.rows) for part in plans[name])
-            task = bar.add_task(f"score, {name}", total=frames)
-            bar.advance(task, frames - sum(len(part.rows) for part in missing))
-            for part, scores in scorer(detector, missing, partial(bar.advance, task)):
-                work.keep(name, part, scores)
+    jobs = [(name, part) for name, parts in plans.items() for part in work.missing(name, parts)]
+    with Progress(console=Console(stderr=True)) as bar:
+        tasks = {name: bar.add_task(f"score, {name}", total=_frames(parts)) for name, parts in plans.items()}
+        for name, parts in plans.items():
+            bar.advance(tasks[name], _frames(parts) - _frames(part for model, part in jobs if model == name))
+        score_jobs = _score_here if settings.evaluate.workers == 1 else _score_on_cluster
+        for (name, part), scores in score_jobs(settings, detectors, jobs, lambda name, n: bar.advance(tasks[name], n)):
+            work.keep(name, part, scores)
     write_scores(path, settings, plans, work)
     shutil.rmtree(work.folder.parent)
 
@@ -65,37 +65,36 @@ def _name(settings: Settings, folders: Mapping[str, Path]) -> str:
     )
 
 
-@contextmanager
-def _scorer(settings: Settings) -> Iterator[Scorer]:
-    """What scores parts: this process, or `evaluate.workers` of Ray's."""
-    if settings.evaluate.workers == 1:
-        yield partial(_score_here, settings)
-        return
-    from masm.cluster import connected  # Ray's import takes longer than the scoring of a small dataset
-
-    with connected(settings.ray, settings.evaluate.workers):
-        yield partial(_score_on_cluster, settings)
+def _frames(parts: Iterable[Part]) -> int:
+    return sum(len(part.rows) for part in parts)
 
 
 def _score_here(
-    settings: Settings, detector: Detector, parts: Sequence[Part], progress: Callable[[int], None]
-) -> Iterator[tuple[Part, pa.Table]]:
-    return score_parts(on_device(detector), settings, parts, progress)
+    settings: Settings, detectors: Mapping[str, Detector], jobs: Sequence[Job], progress: Callable[[str, int], None]
+) -> Iterator[tuple[Job, pa.Table]]:
+    """Score jobs by this process, model by model; progress is told a model and the frames that it scored since."""
+    for name, own in groupby(jobs, key=lambda job: job[0]):
+        parts = (part for _, part in own)
+        for part, scores in score_parts(on_device(detectors[name]), settings, parts, partial(progress, name)):
+            yield (name, part), scores
 
 
 def _score_on_cluster(
-    settings: Settings, detector: Detector, parts: Sequence[Part], progress: Callable[[int], None]
-) -> Iterator[tuple[Part, pa.Table]]:
-    from masm.cluster import run_on_actors
+    settings: Settings, detectors: Mapping[str, Detector], jobs: Sequence[Job], progress: Callable[[str, int], None]
+) -> Iterator[tuple[Job, pa.Table]]:
+    """Score jobs by `evaluate.workers` of Ray's workers, in any order."""
+    from masm.cluster import connected, run_on_actors  # Ray's import takes longer than a small dataset
 
-    run = partial(score_remotely, settings)
-    for part, scores in run_on_actors(run, detector, parts, settings.evaluate.workers):
-        progress(len(part.rows))
-        yield part, scores
+    run, workers = partial(score_remotely, settings), settings.evaluate.workers
+    with connected(settings.ray, workers):
+        for (name, part), scores in run_on_actors(run, detectors, jobs, workers):
+            progress(name, len(part.rows))
+            yield (name, part), scores
 
 
-def score_remotely(settings: Settings, detector: Detector, part: Part) -> pa.Table:
+def score_remotely(settings: Settings, detectors: Mapping[str, Detector], job: Job) -> pa.Table:
     """Score a part on a node of the cluster, which fetches the face tables if it lacks them."""
+    name, part = job
     fetch_missing(settings.root, [f"ingest@{part.dataset}"])
-    ((_, scores),) = score_parts(on_device(detector), settings, [part])
+    ((_, scores),) = score_parts(on_device(detectors[name]), settings, [part])
     return scores

@@ -6,7 +6,7 @@
   the rounds' minima, and `_median` from their medians.
 - `scoring.memory_1m_over_10k`: peak USS of a fresh process that scores a million frames, over that of 10,000, by the
   starter backbone at 32 px, where it is quickest. The table repeats 64 faces, in large shards, so that every batch
-  holds the same images as the one before and has the same logits: by default one batch in 16 goes through the backbone
+  holds the same images as the one before and has the same logits: by default one batch in 64 goes through the backbone
   and the others get its logits. All else is done for each of the million frames; `--every 1` spares nothing.
 - `bootstrap.seconds`: 10,000 draws of the AUC of 5,000 videos, the least of three.
 """
@@ -53,7 +53,7 @@ THREADS, ROUNDS = 2, 3
 SIDE, BATCH, FRAMES = 224, 32, 64
 SMALL_SIDE, SMALL_BATCH, FACES = 32, 128, 64
 SHARD_FRAMES, SHARDS, FEW = 100_000, 10, 10_000
-EVERY = 16
+EVERY = 64
 VIDEOS, DRAWS = 5000, 10_000
 PLAIN = AdapterSettings("probe", 0, 0, "interleaved", ("q",))
 

@@ -152,37 +152,34 @@ def test_a_part_that_is_damaged_is_named(settings: Settings, tmp_path: Path) -> 
         work.read("adapted", part)
 
 
-def doubled_or_dead(marker: Path, state: int, item: int) -> int:
-    """The first who comes to item 3 dies."""
-    if item == 3 and not marker.exists():
-        marker.touch()
-        os._exit(1)
-    return state * item
-
-
-def refused(state: int, item: int) -> int:
-    raise UserError(f"item {item}")
-
-
-def dead(state: int, item: int) -> int:
-    os._exit(1)
-
-
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_write_what_none_do_and_a_lost_one_is_replaced(settings: Settings, tmp_path: Path) -> None:
-    from functools import partial
-
     from masm.cluster import connected, run_on_actors
+
+    marker = tmp_path / "died"
+
+    def doubled_or_dead(state: int, item: int) -> int:
+        """The first who comes to item 3 dies."""
+        if item == 3 and not marker.exists():
+            marker.touch()
+            os._exit(1)
+        return state * item
+
+    def refused(state: int, item: int) -> int:
+        raise UserError(f"item {item}")
+
+    def dead(state: int, item: int) -> int:
+        os._exit(1)
 
     alone = pq.read_table(write(settings)).to_pandas()
     shared = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"workers": 2})})
     together = pq.read_table(write(shared)).to_pandas()
     pd.testing.assert_frame_equal(together, alone, rtol=0, atol=1e-6)
     with connected(settings.ray, cpus=2):
-        results = dict(run_on_actors(partial(doubled_or_dead, tmp_path / "died"), 2, range(6), workers=2))
+        results = dict(run_on_actors(doubled_or_dead, 2, range(6), workers=2))
         assert results == {item: 2 * item for item in range(6)}
-        assert (tmp_path / "died").exists()
+        assert marker.exists()
         with pytest.raises(UserError, match="item 0"):
             list(run_on_actors(refused, 2, [0], workers=2))
         with pytest.raises(UserError, match=r"a worker was lost 4 times.*lower evaluate\.workers"):
