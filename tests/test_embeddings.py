@@ -14,7 +14,6 @@ import torch
 from typer.testing import CliRunner
 
 from masm import embeddings as module
-from masm import registry
 from masm.cli import app
 from masm.data.stored import decode
 from masm.data.table import read_table, write_table
@@ -28,11 +27,11 @@ from masm.embeddings import (
     write_embeddings,
 )
 from masm.errors import UserError
-from masm.serving.packaging import ModelFiles, log_model
 from masm.settings import Settings
+from pipelines import promote
 from tests.data import tables
 from tests.data.tables import named_row
-from tests.serving.workspace import PROFILE, TESTS, make_workspace, own_address, random_crop, save, tiny_detector
+from tests.serving.workspace import PROFILE, TESTS, make_workspace, own_address, save, tiny_detector
 
 
 @pytest.fixture
@@ -156,15 +155,8 @@ def test_the_command_writes_the_test_datasets(settings: Settings, tmp_path: Path
 
 
 def test_a_registered_model_embeds_as_its_folder_does(settings: Settings, tmp_path: Path) -> None:
-    folder = settings.root / "models" / "detector"
-    client = registry.connect(settings.mlflow)
-    import mlflow
-
-    with mlflow.start_run():
-        info = log_model(ModelFiles(folder, None, random_crop(0)))
-    mlflow.register_model(info.model_uri, settings.mlflow.model)
-    client.set_registered_model_alias(settings.mlflow.model, "champion", "1")
-    save(tiny_detector(1), folder)
+    promote.main(settings)
+    save(tiny_detector(1), settings.root / "models" / "detector")
     name = settings.mlflow.model
     for uri in (f"models:/{name}@champion", f"models:/{name}/1", "champion"):
         assert masm_embed(settings, tmp_path / "out.parquet", "denoise", "--model", uri) == ""
