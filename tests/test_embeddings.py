@@ -14,6 +14,7 @@ import torch
 from typer.testing import CliRunner
 
 from masm import embeddings as module
+from masm import registry
 from masm.cli import app
 from masm.data.stored import decode
 from masm.data.table import read_table, write_table

@@ -97,7 +97,7 @@ def file_task(scorer: Scorer, file: Path) -> Task:
     """A file to score: an image by its name's end, else it is taken for a video."""
     if file.suffix.lower() in IMAGE_SUFFIXES:
         return image_task(scorer, lambda: _find_faces(scorer, file))
-    return video_task(scorer, lambda: scorer.find_frames(file))
+    return video_task(scorer, lambda: scorer.find_in_video(file))
 
 
 def _find_faces(scorer: Scorer, file: Path) -> list[FoundFace]:
@@ -105,7 +105,7 @@ def _find_faces(scorer: Scorer, file: Path) -> list[FoundFace]:
         data = file.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read: {error.strerror}") from None
-    return scorer.find_faces(scorer.decode(data))
+    return scorer.find_in_image(data)
 
 
 def rows_of(path: Path, result: Result, frames: bool) -> Iterator[dict[str, Any]]:

@@ -182,8 +182,6 @@ class Scorer:
             raise ImageError(str(error)) from None
         return [FoundFrame(frame.frame_index, frame.seconds, _box(frame.box), frame.image) for frame in frames]
 
-    find_frames = find_in_video
-
     def outputs(self, crops: Sequence[np.ndarray], shares: bool = False, embeddings: bool = False) -> Outputs:
         """What the detector says of crops (S, S, 3) uint8 RGB."""
         stacked = np.stack(crops) if len(crops) else np.empty((0, 1, 1, 3), np.uint8)
