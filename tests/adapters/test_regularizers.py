@@ -93,7 +93,7 @@ def test_value_and_gradients_are_those_of_the_dense_definition(
     factors = double_factors(layer)
     expected = dense(linear.weight.detach().double().numpy(), factors)
     expected.backward()
-    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-9  # the spectrum's change is a difference of near numbers
     torch.testing.assert_close(value.double(), expected, rtol=tolerance, atol=0)
     for one, reference in zip(layer.subspaces, factors, strict=True):
         for found, leaf in zip(gradients(one), reference, strict=True):
