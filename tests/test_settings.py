@@ -10,6 +10,9 @@ from masm.errors import UserError
 from masm.settings import Losses, api_key, fingerprint, hyperparameters_of, load_settings
 from tests.conftest import ROOT
 
+LR = {"type": "loguniform", "lower": 1e-4, "upper": 1e-2}
+KINDS = {"type": "choice", "values": ["none", "adaptive"]}
+
 
 def write(folder: Path, change: dict[str, Any] | None = None, remove: str | None = None) -> Path:
     """The repository's params.yaml with some dotted keys set, or one removed."""
@@ -98,6 +101,20 @@ def test_the_shipped_file_loads() -> None:
             {"plain": {}, "more": {"attribution": "method"}},
             "compare.adapters: probe's features are frozen",
         ),
+        ("search.space.rank.values", [], "search.space.rank.values: there is nothing to choose from"),
+        ("search.space.lr", LR, "lr stands in train and in search.space: take it out of one of them"),
+        ("train.lr", None, "train.lr is missing: give it, or a range in search.space"),
+        ("search.optimisation.lr", None, "search.optimisation.lr is missing: give it, or a range"),
+        ("search.space.mask_kind", KINDS, "mask.kind and search.space.mask_kind stand both: give one of them"),
+        ("mask.kind", None, "mask.kind and search.space.mask_kind are both missing: give one of them"),
+        ("search.stopping", {"grace_epochs": 2}, "grace_epochs (2) must be less than optimisation.epochs (2)"),
+        ("search.study", {"name": "a/b"}, "search.study.name: String should match pattern"),
+        ("search.sampler", "cma", "search.sampler: Input should be 'tpe' or 'gp'"),
+        (
+            "search.space.mask_threshold",
+            {"type": "uniform", "lower": 0, "upper": 1, "when": {"mask_kind": ["adaptive"]}},
+            "search.space: mask_threshold.when names mask_kind, which is not in search.space",
+        ),
         ("pretrain.folder", "faces", "pretrain: folder needs detector_weights"),
         ("pretrain.people", 0, "pretrain: people 0 and no folder leave nothing to learn from"),
         ("pretrain.batch_size", 127, "pretrain: batch_size (127) must be a multiple of workers (2)"),
@@ -110,6 +127,15 @@ def test_the_shipped_file_loads() -> None:
         ("gate.floors", {"upsample": 0.5}, "gate: floors needs default"),
         ("gate.min_gian", 0.1, "gate.min_gian: unknown setting; did you mean min_gain?"),
         ("root", "/", "root: not a setting"),
+        ("train.precision", "float16", "train.precision: Input should be 'float32' or 'bfloat16'"),
+        ("train.workers", 0, "train.workers.least: Input should be greater than or equal to 1"),
+        ("train.workers", True, "train.workers: give a number, or {least, most} (it is True)"),
+        ("train.workers", "two", "train.workers: Input should be a valid dictionary"),
+        ("train.workers", {"least": 3, "most": 2}, "train.workers: least (3) must not be above most (2)"),
+        ("train.workers", 3, "batch_size (32) cannot be shared in real-fake pairs by 3 worker(s) with accumulation 1"),
+        ("train.workers", {"least": 1, "most": 4}, "by 1 to 4 worker(s) with accumulation 1: use a multiple of 24"),
+        ("train.accumulation", 3, "by 2 worker(s) with accumulation 3: use a multiple of 12"),
+        ("search.optimisation.accumulation", 3, "search.optimisation: batch_size (32) cannot be shared"),
     ],
 )
 def test_a_wrong_setting_is_named(tmp_path: Path, key: str, value: Any, says: str) -> None:
@@ -171,6 +197,38 @@ def test_fingerprint_depends_on_every_setting(tmp_path: Path) -> None:
     assert fingerprint(former, "a") != fingerprint(former, "b")
 
 
+@pytest.mark.parametrize("where", ["train", "search.optimisation"])
+@pytest.mark.parametrize(
+    ("losses", "searched", "named"),
+    [
+        ({"triplet": "batch_all"}, None, "triplet_weight"),
+        ({"uniformity_weight": 0.1}, None, "uniformity_weight"),
+        ({}, "alignment_weight", "alignment_weight"),
+        ({"attribution": "method"}, "margin", None),
+        ({"triplet": "batch_all", "triplet_weight": 0}, None, None),
+    ],
+)
+def test_a_batch_in_parts_has_no_losses_over_pairs(
+    tmp_path: Path, where: str, losses: dict[str, Any], searched: str | None, named: str | None
+) -> None:
+    changes: dict[str, Any] = {f"{where}.accumulation": 2, "losses": losses}
+    if searched is not None:
+        changes[f"search.space.{searched}"] = {"type": "uniform", "lower": 0, "upper": 0.5}
+    if named is None:
+        load_settings(write(tmp_path, changes))
+        return
+    with pytest.raises(UserError, match=rf"{where}\.accumulation is 2, but the losses over pairs \({named}\)"):
+        load_settings(write(tmp_path, changes))
+
+
+def test_workers_are_a_number_or_two(tmp_path: Path) -> None:
+    workers = load_settings(write(tmp_path)).train.workers
+    assert (workers.least, workers.most) == (2, 2)
+    elastic = {"train.workers": {"least": 1, "most": 4}, "train.batch_size": 48, "train.accumulation": 2}
+    workers = load_settings(write(tmp_path, elastic)).train.workers
+    assert (workers.least, workers.most) == (1, 4)
+
+
 def test_a_detector_without_landmarks_does_not_align(tmp_path: Path) -> None:
     path = write(tmp_path, {"crop.detector": "cascade", "crop.alignment": "landmarks"})
     with pytest.raises(UserError, match="alignment 'landmarks' needs detector 'yunet'"):
@@ -201,6 +259,69 @@ def test_losses_in_use_are_those_with_a_weight() -> None:
         "triplet_weight": 1.0,
         "margin": 0.0,
     }
+
+
+def test_rate_and_kind_of_the_mask_can_be_searched(tmp_path: Path) -> None:
+    changes = {"search.space.lr": LR, "train.lr": None, "search.optimisation.lr": None}
+    assert load_settings(write(tmp_path, changes)).searched == [*hyperparameters_of("masm"), "lr"]
+    for method, found in (("lora", ["rank", "lr"]), ("full", ["lr"])):
+        assert load_settings(write(tmp_path, {**changes, "adapter.method": method})).searched == found
+    with pytest.raises(UserError, match="probe has nothing that lr moves"):
+        load_settings(write(tmp_path, {**changes, "adapter.method": "probe"}))
+    changes = {"search.space.mask_kind": KINDS, "mask.kind": None, "compare": {}}
+    assert load_settings(write(tmp_path, changes)).searched == [*hyperparameters_of("masm"), "mask_kind"]
+    assert load_settings(write(tmp_path, {**changes, "adapter.method": "lora"})).searched == ["rank"]
+
+
+def test_a_comparison_needs_the_kind_of_mask_that_the_search_looks_for(tmp_path: Path) -> None:
+    changes = {"search.space.mask_kind": KINDS, "mask.kind": None}
+    with pytest.raises(UserError, match=r"compare\.adapters\.methods\.masm needs mask_kind"):
+        load_settings(write(tmp_path, changes))
+    given = {f"compare.{name}.methods.masm.mask_kind": "static" for name in ("adapters", "metric_learning")}
+    load_settings(write(tmp_path, {**changes, **given}))
+    with pytest.raises(UserError, match="lora has no mask_kind"):
+        load_settings(write(tmp_path, {"compare.adapters.methods.lora.mask_kind": "static"}))
+
+
+def test_conditions_are_of_what_the_method_searches(tmp_path: Path) -> None:
+    margin = {"type": "choice", "values": [0.1, 0.2], "when": {"subspaces": [4]}}
+    changes = {"search.space.margin": margin, "losses": {"triplet": "batch_all"}}
+    assert "margin" in load_settings(write(tmp_path, changes)).searched
+    with pytest.raises(
+        UserError, match=r"search\.space\.margin\.when names subspaces, which is not searched with lora"
+    ):
+        load_settings(write(tmp_path, {**changes, "adapter.method": "lora"}))
+
+
+def test_contradictions_of_the_search_are_named(tmp_path: Path) -> None:
+    stopping, second = {"grace_epochs": 1}, {"name": "latency_ms"}
+    with pytest.raises(UserError, match="stopping judges trials by their score alone"):
+        load_settings(write(tmp_path, {"search.stopping": stopping, "search.second_objective": second}))
+    with pytest.raises(UserError, match="sampler gp learns from whole trials alone: take stopping out"):
+        load_settings(write(tmp_path, {"search.stopping": stopping, "search.sampler": "gp"}))
+    with pytest.raises(UserError, match=r"warm_start is study\.name itself"):
+        load_settings(write(tmp_path, {"search.study": {"name": "mine"}, "search.warm_start": "mine"}))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:secret@host/studies",
+        "postgresql://me:/secret@host/studies",
+        "postgresql://me:#secret@host/studies",
+        "postgresql://me:?secret@host/studies",
+        "postgresql://host/studies?user=me&password=secret",
+    ],
+)
+def test_a_password_does_not_belong_into_params_and_is_not_shown(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match="storage has a password, which git would keep") as caught:
+        load_settings(write(tmp_path, {"search.study": {"storage": url}}))
+    assert "secret" not in str(caught.value)
+
+
+def test_a_name_belongs_into_params(tmp_path: Path) -> None:
+    url = "postgresql://me@host/studies?sslmode=require"
+    assert load_settings(write(tmp_path, {"search.study": {"storage": url}})).search.study.storage == url
 
 
 def test_numbers_of_the_losses_are_searched_where_they_have_a_range(tmp_path: Path) -> None:
