@@ -1,44 +1,51 @@
-"""Ray, as far as the stages share it: connecting, and work that is shared out."""
+"""A Ray cluster: joining it, what room it has, and what is said while it lacks some."""
 
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from threading import Event, Thread
+from typing import Any
+from urllib.parse import urlsplit
 
 import ray
-from pyarrow.fs import FileSystem, FileType
-from ray.exceptions import RayActorError, RayTaskError
-from ray.util import ActorPool
+from ray.autoscaler.sdk import request_resources
+from ray.exceptions import AuthenticationError, RayError
 
+from masm.console import STDERR
 from masm.errors import UserError
 from masm.settings import Ray
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-State = TypeVar("State")
-
-AHEAD = 4
-"""Items in hand for each CPU: enough that none waits, few enough to stay small."""
-RESTARTS = 3
-"""Times that a lost worker is started again."""
+CONNECT_SECONDS = 10.0
+"""That the head of a cluster may take to answer."""
+WATCH_SECONDS = 5.0
+"""Between looks at the nodes of a cluster while a stage runs on it."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray started in the process: enough for the frames of the demo, small enough for a laptop."""
 
 
 @contextmanager
-def connected(settings: Ray, cpus: int) -> Iterator[None]:
+def connected(settings: Ray, cpus: int, whole_gpus: bool = True) -> Iterator[None]:
     """Ray for the length of a stage: the cluster at the address, or one started in the process.
 
+    While the stage runs on a cluster that loses nodes, a line says what it waits for.
+
     Args:
-        settings: the address.
-        cpus: what the stage needs; a Ray in the process claims as many even where the machine has fewer, so
-            that two workers run, slower, on one core.
+        settings: the address, and how long to wait for nodes that the cluster has not yet.
+        cpus: workers of one CPU each that the stage needs; a Ray in the process claims as many even where the
+            machine has fewer, so that two workers run, slower, on one core.
+        whole_gpus: whether a worker without a GPU of its own runs on the CPU, of which a line warns; otherwise
+            workers share what there are.
 
     Raises:
-        UserError: no cluster answers at the address, or it has too few CPUs.
+        UserError: no cluster answers at the address, it has another Ray or Python, it refuses the token, or it has
+            no room for so many workers.
     """
     # Workers' own words stay in Ray's logs: errors come back with the results, progress by the stages.
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -51,96 +58,174 @@ def connected(settings: Ray, cpus: int) -> Iterator[None]:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
+            yield
         else:
-            ray.init(address=settings.address, **quiet)
-    except ConnectionError as error:
-        raise UserError(
-            f"no Ray cluster answers at {settings.address} ({error}): start it, or unset RAY_ADDRESS and ray.address."
-        ) from None
-    try:
-        available = ray.cluster_resources().get("CPU", 0)
-        if available < cpus:
-            raise UserError(
-                f"the stage needs {cpus} CPUs, the Ray cluster has {available:g}: add nodes, or lower train.workers, "
-                "search.concurrent or evaluate.workers."
-            )
-        yield
+            _join(settings.address, quiet)
+            _await_room(cpus, settings.wait_seconds, whole_gpus)
+            with _watched(cpus):
+                yield
     finally:
         ray.shutdown()
 
 
-def run_remotely(run: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[tuple[Item, Result]]:
-    """Run a function on the connected cluster, a few items ahead for each CPU.
-
-    Yields:
-        Each item with its result, in the order in which they are done.
-
-    Raises:
-        Exception: what `run` raised.
-    """
-    remote = ray.remote(run)
-    running: dict[ray.ObjectRef, Item] = {}
-    limit = AHEAD * int(ray.cluster_resources()["CPU"])
-    for item in items:
-        running[remote.remote(item)] = item
-        if len(running) >= limit:
-            yield _first_done(running)
-    while running:
-        yield _first_done(running)
-
-
-def run_on_actors(
-    run: Callable[[State, Item], Result], state: State, items: Sequence[Item], workers: int
-) -> Iterator[tuple[Item, Result]]:
-    """Run a function on the connected cluster by workers that keep a state, such as a model, which is sent once.
-
-    Each worker has one CPU, and one GPU where the cluster has as many. One that is lost is started again, and does
-    its item again.
-
-    Yields:
-        Each item with its result, in the order in which they are done.
-
-    Raises:
-        Exception: what `run` raised.
-        UserError: a worker was lost more often than RESTARTS times.
-    """
-    gpus = int(ray.cluster_resources().get("GPU", 0) >= workers)
-    options = {"num_cpus": 1, "num_gpus": gpus, "max_restarts": RESTARTS, "max_task_retries": RESTARTS}
-    actor = ray.remote(**options)(_Worker)
-    kept = [ray.put(state)]  # in a list it goes to the worker as a reference, which this one holds until the end
-    pool = ActorPool([actor.remote(run, kept) for _ in range(min(workers, len(items)))])
-    try:
-        yield from pool.map_unordered(lambda worker, item: worker.run.remote(item), items)
-    except RayTaskError as error:
-        raise error.cause from None
-    except RayActorError as error:
+def _join(address: str, options: dict[str, Any]) -> None:
+    """Become a driver of a cluster."""
+    if address.startswith(("http://", "https://")):
         raise UserError(
-            f"a worker was lost {1 + RESTARTS} times, as where memory runs out ({str(error).splitlines()[0]}): lower "
-            "evaluate.workers or evaluate.batch_size."
-        ) from None
-
-
-class _Worker(Generic[State, Item, Result]):
-    """A process of the cluster with a state of its own."""
-
-    def __init__(self, run: Callable[[State, Item], Result], kept: Sequence[ray.ObjectRef]) -> None:
-        self._run, self._state = run, ray.get(kept[0])
-
-    def run(self, item: Item) -> tuple[Item, Result]:
-        """The item with its result."""
-        return item, self._run(self._state, item)
-
-
-def _first_done(running: dict[ray.ObjectRef, Item]) -> tuple[Item, Any]:
-    (done,), _ = ray.wait(list(running))
+            f"{address} takes jobs, and no stage that runs here: use `masm submit STAGE --address {address}`, or set "
+            "RAY_ADDRESS or ray.address to HOST:PORT of the cluster's head (Ray's own port, 6379) on one of its nodes."
+        )
     try:
-        return running.pop(done), ray.get(done)
-    except RayTaskError as error:
-        raise error.cause from None
+        knock(address)
+        ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError, RayError) as error:
+        raise UserError(_why_not_joined(address, error)) from None
 
 
-def discard(storage: str, name: str) -> None:
-    """Remove finished work from the storage path; what is not there is no fault."""
-    filesystem, path = FileSystem.from_uri(storage)
-    if filesystem.get_file_info(f"{path}/{name}").type is not FileType.NotFound:
-        filesystem.delete_dir(f"{path}/{name}")
+def knock(address: str) -> None:
+    """Raise an OSError where nothing listens: Ray itself would try for a quarter of an hour.
+
+    Args:
+        address: HOST:PORT or a URL; what is neither, such as `auto`, is Ray's to find.
+    """
+    place = urlsplit(address if "://" in address else f"//{address}")
+    port = place.port or {"http": 80, "https": 443}.get(place.scheme)
+    if place.hostname and port:
+        socket.create_connection((place.hostname, port), timeout=CONNECT_SECONDS).close()
+
+
+def _why_not_joined(address: str, error: Exception) -> str:
+    """What Ray says in several lines, in one sentence."""
+    words = str(error)
+    if "Version mismatch" in words:
+        ray_there, ray_here = re.findall(r"Ray: (\S+)", words)
+        python_there, python_here = re.findall(r"Python: (\S+)", words)
+        return (
+            f"the Ray cluster at {address} runs Ray {ray_there} with Python {python_there}, this is Ray {ray_here} "
+            f"with Python {python_here}: start it from this environment, or make this one from its requirements.lock."
+        )
+    if isinstance(error, AuthenticationError) or "authentication" in words.lower():
+        return refused(address)
+    return (
+        f"no Ray cluster answers at {address} ({first_line(error)}): start it, or unset RAY_ADDRESS and ray.address."
+    )
+
+
+def refused(address: str) -> str:
+    """The words for a cluster that asks for a token (Ray's RAY_AUTH_MODE=token)."""
+    return (
+        f"the Ray cluster at {address} refuses this token, or the lack of one: set RAY_AUTH_MODE=token, and "
+        "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the cluster's."
+    )
+
+
+def first_line(error: Exception) -> str:
+    """Of an error's words: Ray's go on for pages."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".:")
+
+
+def room(nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many workers of one CPU have a place: a node's fraction of a CPU is none, whatever the others have.
+
+    Args:
+        nodes: the resources of each node.
+    """
+    return sum(int(node.get("CPU", 0)) for node in nodes)
+
+
+def lack(needed: int, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """What a cluster has too little of for so many workers, in words; None where it has enough."""
+    places, cpus = room(nodes), sum(node.get("CPU", 0) for node in nodes)
+    if places >= needed:
+        return None
+    has = f"{len(nodes)} node(s) with {cpus:g} CPUs" + ("" if cpus == places else f", whole ones on a node: {places}")
+    return f"{needed} worker(s) of one CPU each are needed, the Ray cluster has {has}"
+
+
+def lone_gpus(needed: int, nodes: Sequence[Mapping[str, float]]) -> str | None:
+    """A warning where a cluster has GPUs, and too few for each worker to have one."""
+    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    if not 0 < gpus < needed:
+        return None
+    return f"the Ray cluster has {gpus} GPU(s) for {needed} workers: they run on CPUs; lower their number to {gpus}"
+
+
+def gpu_share(workers: int, gpus: int) -> float:
+    """The part of one GPU that each worker gets, so that all of them have a place.
+
+    A worker is never on two GPUs, and Ray counts in ten-thousandths of one, to the nearest: six of a sixth would be
+    more than it has.
+    """
+    return 10_000 // math.ceil(workers / gpus) / 10_000 if gpus else 0.0
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _await_room(cpus: int, wait_seconds: float, whole_gpus: bool) -> None:
+    """Wait for nodes that a cluster adds when it is asked, and say what is missing.
+
+    Raises:
+        UserError: the cluster has no room for so many workers when the time is over.
+    """
+    nodes = _nodes()
+    if whole_gpus and (warning := lone_gpus(cpus, nodes)):
+        _say(warning)
+    if lack(cpus, nodes) and wait_seconds:
+        _say(f"{lack(cpus, nodes)}: waiting up to {wait_seconds:g} s for more (ray.wait_seconds)")
+        deadline = time.monotonic() + wait_seconds
+        with _requested(cpus):
+            while lack(cpus, nodes) and time.monotonic() < deadline:
+                time.sleep(1)
+                nodes = _nodes()
+    if missing := lack(cpus, nodes):
+        raise UserError(
+            f"{missing}: add nodes, lower train.workers, search.concurrent or evaluate.workers, or set "
+            "ray.wait_seconds where the cluster adds nodes by itself."
+        )
+    free = int(ray.available_resources().get("CPU", 0))
+    if free < cpus:
+        _say(f"waiting for {cpus} CPUs: {free} of {room(nodes)} are free, other work has the rest")
+
+
+@contextmanager
+def _requested(cpus: int) -> Iterator[None]:
+    """Have an autoscaler start nodes for all workers at once; a request that is not withdrawn outlives its driver."""
+    request_resources(bundles=[{"CPU": 1}] * cpus)
+    try:
+        yield
+    finally:
+        request_resources(num_cpus=0)
+
+
+@contextmanager
+def _watched(cpus: int) -> Iterator[None]:
+    """Say when the cluster loses the room that the stage needs, and when it has it again."""
+    ended = Event()
+
+    def watch() -> None:
+        short = False
+        while not ended.wait(WATCH_SECONDS):
+            try:
+                missing = lack(cpus, _nodes())
+            except RayError as error:
+                _say(f"the Ray cluster's head does not answer ({first_line(error)})")
+                return
+            if missing and not short:
+                _say(f"{missing}, as nodes were lost: what they did waits for others")
+            elif short and not missing:
+                _say("the Ray cluster has room for all workers again")
+            short = missing is not None
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join(WATCH_SECONDS)  # where the head is gone, it hangs in Ray
+
+
+def _say(line: str) -> None:
+    STDERR.print(line, style="yellow", markup=False, highlight=False, soft_wrap=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from masm.data.augment import Augmentation
 from masm.detector import Detector
 from masm.errors import UserError
 from masm.losses import LossSettings
-from masm.settings import LOSS_NUMBERS, Losses, Optimisation, Settings
-from masm.training import Recipe
+from masm.recipe import Recipe
+from masm.settings import LOSS_NUMBERS, Losses, MaskKind, Optimisation, Settings
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """One point of `search.space`; 0 stands for what a method or its losses do not have."""
+    """One point of `search.space`; 0 stands for what a method or its losses do not have.
+
+    None of `lr` and `mask_kind` stands for what is not searched: it is as `train`, `search.optimisation` and `mask`
+    say.
+    """
 
     rank: int
     subspaces: int
@@ -33,12 +37,21 @@ class Hyperparameters:
     alignment_weight: float = 0.0
     uniformity_weight: float = 0.0
     attribution_weight: float = 0.0
+    lr: float | None = None
+    mask_kind: MaskKind | None = None
 
     @classmethod
-    def of(cls, point: Mapping[str, Any], losses: Losses) -> Hyperparameters:
-        """The hyper-parameters of `point`, and those of the losses that were not searched as `losses` says."""
+    def of(cls, point: Mapping[str, Any], losses: Losses, searched: Collection[str] = ()) -> Hyperparameters:
+        """The hyper-parameters of `point`, and the numbers of the losses that are not searched as `losses` says.
+
+        Args:
+            point: name -> value.
+            losses: the settings.
+            searched: names of what is searched; those that a condition left out of `point` are 0.
+        """
         nothing = cls(rank=0, subspaces=0, mask_threshold=0.0, lambda_orth=0.0, lambda_spec=0.0)
-        return replace(nothing, **{**losses.numbers(), **point})
+        fixed = {name: value for name, value in losses.numbers().items() if name not in searched}
+        return replace(nothing, **{**fixed, **point})
 
 
 def read_best(settings: Settings) -> Hyperparameters:
@@ -50,7 +63,8 @@ def read_best(settings: Settings) -> Hyperparameters:
     path = settings.root / "search" / "best.json"
     try:
         best = Hyperparameters(**json.loads(path.read_text())["hyperparameters"])
-        return Hyperparameters.of({name: getattr(best, name) for name in settings.searched}, settings.losses)
+        point = {name: getattr(best, name) for name in settings.searched}
+        return Hyperparameters.of(point, settings.losses, settings.searched)
     except OSError:
         raise UserError(f"{path} is missing: run `dvc repro search` first.") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -95,10 +109,22 @@ def build_detector(settings: Settings, found: Hyperparameters | None) -> Detecto
     return Detector.build(backbone, adapter, settings.seed, cache and settings.path(cache))
 
 
+def mask_kind(settings: Settings, found: Hyperparameters) -> MaskKind:
+    """The kind of the layer mask; masm alone has one."""
+    return (found.mask_kind or settings.mask.kind or "none") if settings.adapter.method == "masm" else "none"
+
+
+def _rate(optimisation: Optimisation, found: Hyperparameters) -> float:
+    """The learning rate of the backbone, which stands in one of the two."""
+    rate = found.lr or optimisation.lr
+    assert rate is not None, "the settings have it where it is not searched"
+    return rate
+
+
 def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperparameters) -> Recipe:
-    """The training run that these settings ask for; masm alone has a mask."""
+    """The training run that these settings ask for; what is searched is as `found` says."""
     mask = MaskSettings(
-        kind=settings.mask.kind if settings.adapter.method == "masm" else "none",
+        kind=mask_kind(settings, found),
         over=settings.mask.over,
         threshold_kind=settings.mask.threshold_kind,
         threshold=found.mask_threshold,
@@ -108,7 +134,7 @@ def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperpara
     return Recipe(
         epochs=optimisation.epochs,
         batch_size=optimisation.batch_size,
-        lr=optimisation.lr,
+        lr=_rate(optimisation, found),
         head_lr=optimisation.head_lr,
         weight_decay=optimisation.weight_decay,
         clip_norm=optimisation.clip_norm,
@@ -123,4 +149,7 @@ def make_recipe(settings: Settings, optimisation: Optimisation, found: Hyperpara
             attribution=settings.losses.attribution,
             **{name: getattr(found, name) for name in LOSS_NUMBERS},
         ),
+        precision=optimisation.precision,
+        accumulation=optimisation.accumulation,
+        activation_checkpointing=optimisation.activation_checkpointing,
     )

@@ -37,8 +37,8 @@ ALONE = Place(rank=0, world=1)
 
 
 class Outputs(NamedTuple):
-    """Of a batch: the detector's logits (B,), the features (B, D) behind them, and the logits (B, C) of the
-    attribution head, or (B, 0) without one."""
+    """Of a batch, in float32: the detector's logits (B,), the features (B, D) behind them, and the logits (B, C) of
+    the attribution head, or (B, 0) without one."""
 
     logits: Tensor
     features: Tensor
@@ -69,7 +69,7 @@ class TrainingModel(nn.Module):
         """The outputs of images (B, 3, S, S) in [0, 1]."""
         features = self.detector.embed(images)
         attribution = features[:, :0] if self.attribution is None else self.attribution(features)
-        return Outputs(self.detector.classify(features), features, attribution)
+        return Outputs(self.detector.classify(features), features.float(), attribution.float())
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,17 @@ def gathered(tensor: Tensor, place: Place) -> Tensor:
     but are averaged.
     """
     return tensor if place.world == 1 else _Gather.apply(tensor, place)
+
+
+def interleaved(own: Tensor, count: int, place: Place) -> Tensor:
+    """All `count` values (n,), of which each worker has every W-th one from its rank on; without gradient."""
+    if place.world == 1:
+        return own
+    padded = own.new_zeros(-(-count // place.world))
+    padded[: len(own)] = own
+    parts = [torch.empty_like(padded) for _ in range(place.world)]
+    torch.distributed.all_gather(parts, padded)
+    return torch.stack(parts, dim=1).flatten()[:count]
 
 
 class _Gather(torch.autograd.Function):

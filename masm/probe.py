@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
@@ -11,7 +9,7 @@ from sklearn.preprocessing import StandardScaler
 
 from masm.data.augment import to_float
 from masm.data.frames import Frames
-from masm.data.stored import decoded, in_order
+from masm.data.stored import Images, decoded, in_order
 from masm.detector import Detector
 from masm.metrics import area_under_curve
 
@@ -47,8 +45,8 @@ def fit_probe(detector: Detector, frames: Frames, validation: Frames, batch_size
 
 
 @torch.inference_mode()
-def embed(detector: Detector, images: Sequence[bytes], batch_size: int) -> np.ndarray:
-    """Features (n, D) float64 of encoded images, in their order."""
+def embed(detector: Detector, images: Images, batch_size: int) -> np.ndarray:
+    """Features (n, D) float64 of images, in their order."""
     detector.eval()
     parts = [
         detector.embed(to_float(pixels.to(detector.device))).double().cpu()

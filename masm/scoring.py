@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -24,6 +25,8 @@ from masm.settings import Settings
 FACTS = ["dataset", "method", "video_id", "frame_index", "sample_id", "identity", "label"]
 FACE_SIZE = "face_size"
 """The slice that is no column of the face tables: the longer side of the face box, px."""
+TIMED = 20
+"""Crops of which a latency is the median."""
 ATTRIBUTES = "attributes"
 """The column of pairs, each of which can be a slice: `attributes.NAME`."""
 
@@ -182,3 +185,15 @@ def probabilities(detector: Detector, images: torch.Tensor) -> np.ndarray:
     detector.eval()
     logits = detector(to_float(images.to(detector.device)))
     return torch.sigmoid(logits.double()).cpu().numpy()
+
+
+def crop_latency(detector: Detector, size: int) -> float:
+    """Milliseconds of a detector for one crop of side `size`, where it is; the median of TIMED."""
+    crop = torch.zeros(1, 3, size, size, dtype=torch.uint8)
+    probabilities(detector, crop)  # the first one warms up
+    seconds = []
+    for _ in range(TIMED):
+        start = time.perf_counter()
+        probabilities(detector, crop)
+        seconds.append(time.perf_counter() - start)
+    return 1000 * float(np.median(seconds))

@@ -4,60 +4,38 @@ With several workers each takes its share of every batch, and `replica` averages
 teach: the classification and the metric losses, in one backward pass (see `masm.objective`). The penalties depend on
 the parameters alone, which every worker holds alike: their gradients are added after the averaging, on each worker
 for itself, so that nothing is sent for them and the mask's statistics see what the images teach alone.
+
+A step is the same however it is computed: a worker may take its share of the batch in parts, one after the other,
+whose gradients add up to the share's before they are averaged, and may compute activations twice to keep fewer.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from masm.adapters import LayerMask, MaskSettings, SubspaceLinear, penalty
+from masm.adapters import LayerMask
 from masm.backbones import state_differences
-from masm.data.augment import MILD, Augmentation, augment, to_float
+from masm.checkpoints import read_checkpoint, write_checkpoint
+from masm.data.augment import augment
 from masm.data.batches import Batch, method_batches, steps_of_epoch, training_batches
 from masm.data.frames import Frames
 from masm.data.selfblend import blend_pairs
-from masm.data.stored import decoded, in_order, sample_ids
+from masm.data.stored import pick, sample_ids
 from masm.detector import Detector
 from masm.errors import UserError
-from masm.losses import LossSettings
-from masm.metrics import area_under_curve
-from masm.objective import ALONE, Objective, Place, TrainingModel
-
-WARMUP_SHARE = 0.1
-"""Share of the steps over which the learning rate rises, before it falls along a cosine."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One run of the loop: what params.yaml fixes, and what the search found.
-
-    `epochs`, `batch_size` (over all workers), `lr`, `head_lr`, `weight_decay` (of the head) and `clip_norm`
-    as in params.yaml, and `augmentation`; `lambda_orth` and `lambda_spec` weight the two penalties, `losses` says
-    what is minimised beside the classification loss.
-    """
-
-    epochs: int
-    batch_size: int
-    lr: float
-    head_lr: float
-    weight_decay: float
-    clip_norm: float
-    lambda_orth: float
-    lambda_spec: float
-    mask: MaskSettings
-    seed: int
-    augmentation: Augmentation = MILD
-    losses: LossSettings = field(default_factory=LossSettings)
+from masm.objective import ALONE, Objective, Outputs, Place, TrainingModel, interleaved
+from masm.optimisation import add_penalty, clip_gradients, learning_rate_factor, make_optimizer
+from masm.recipe import Recipe
+from masm.validation import predict, validation_figures
 
 
 class Trainer:
@@ -69,7 +47,8 @@ class Trainer:
         frames: the training frames; every worker holds the same.
         validation: frames on which the checkpoint is chosen.
         place: which share of each batch is this worker's.
-        replicate: wraps the detector so that backward averages gradients over the group.
+        replicate: moves the model to the worker's device, and wraps it so that backward averages gradients over the
+            group (but within the wrapper's `no_sync`, where it has one).
 
     Raises:
         UserError: validation has fakes of a kind that the attribution head would not know.
@@ -92,6 +71,8 @@ class Trainer:
         self.objective = Objective(recipe.losses, frames, place, recipe.augmentation.self_blends > 0)
         self.objective.check(validation)
         self.model = TrainingModel(detector, self.objective.attributed, recipe.seed)
+        if recipe.activation_checkpointing:
+            cast(Any, detector.backbone).set_grad_checkpointing(True)
         self.optimizer = make_optimizer(detector, recipe.lr, recipe.head_lr, recipe.weight_decay)
         if self.model.attribution is not None:
             head = {"params": list(self.model.attribution.parameters()), "lr": recipe.head_lr}
@@ -132,7 +113,7 @@ class Trainer:
             losses.append(self._step(batch, step))
             on_step(len(losses), self._steps)
         self.epoch += 1
-        line = {"epoch": self.epoch, "loss": float(np.mean(losses)), **self._validate()}
+        line = {"epoch": self.epoch, "loss": self._mean(losses), **self._validate()}
         self.history.append(line)
         return line
 
@@ -180,22 +161,39 @@ class Trainer:
     def _inputs(self, batch: Batch) -> Tensor:
         """What the detector sees of a batch: self-blended, augmented images (b, 3, S, S) in [0, 1] on the device."""
         recipe = self.recipe
-        images = batch.images.to(self.detector.device)
+        images = batch.images.to(self.detector.device, non_blocking=True)
         if batch.blended.any():
             landmarks = self.frames.landmarks[batch.samples]
             images = blend_pairs(images, batch.samples, batch.blended, landmarks, recipe.seed, self.epoch)
         return augment(images, batch.samples, recipe.seed, self.epoch, recipe.augmentation)
 
+    def _outputs(self, batch: Batch) -> Outputs:
+        inputs = self._inputs(batch)
+        half = self.recipe.precision == "bfloat16"
+        with torch.autocast(self.detector.device.type, torch.bfloat16, enabled=half):
+            return self._replica(inputs)
+
     def _backward(self, batch: Batch) -> Tensor:
         """Gradients of the classification and the metric losses, averaged over the workers; returns their sum.
 
         One backward pass for all of them: the mask compares the gradients of what the images teach, of which the
-        metric losses are a part; the classification's own would cost a second pass.
+        metric losses are a part; the classification's own would cost a second pass. With accumulation it takes the
+        batch in equal parts, each with a mean of its own, of which it takes the mean: that of the batch.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.objective(self._replica(self._inputs(batch)), batch)
-        loss.backward()
-        return loss.detach()
+        parts = batch.split(self.recipe.accumulation)
+        total = torch.zeros((), device=self.detector.device)
+        for number, part in enumerate(parts, start=1):
+            with nullcontext() if number == len(parts) else self._unaveraged():
+                loss = self.objective(self._outputs(part), part) / len(parts)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _unaveraged(self) -> AbstractContextManager[None]:
+        """Where gradients add up on each worker, to be averaged with those of the last part."""
+        no_sync: Callable[[], AbstractContextManager[None]] = getattr(self._replica, "no_sync", nullcontext)
+        return no_sync()
 
     def _step(self, batch: Batch, step: int) -> float:
         loss = self._backward(batch)
@@ -224,8 +222,8 @@ class Trainer:
         names = ", ".join(sample_ids(self.frames.images, batch.samples))
         raise UserError(
             f"the loss is {loss.item():.6g} and the norm of the gradient {norm.item():.6g} at step {step} of epoch "
-            f"{self.epoch}: lower train.lr, or look at the batch; the checkpoints of the epochs before are kept. "
-            f"{whose}: {names}."
+            f"{self.epoch}: lower the learning rate (lr), or look at the batch; the checkpoints of the epochs before "
+            f"are kept. {whose}: {names}."
         )
 
     def _set_rates(self, step: int) -> None:
@@ -233,11 +231,18 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = factor * rate
 
+    def _mean(self, losses: list[float]) -> float:
+        """Of the losses of an epoch's steps, of which each worker knows those of its share."""
+        own = torch.tensor(losses, dtype=torch.float64, device=self.detector.device)
+        return float(interleaved(own, len(own) * self.place.world, self.place).mean())
+
     def _validate(self) -> dict[str, float]:
         """AUC on the validation frames, where there are several datasets of each and their mean; better weights are
-        remembered."""
-        logits = predict(self.detector, self.validation.images, self.recipe.batch_size * 4)
-        figures = validation_figures(self.validation, logits)
+        remembered. Each worker scores its share of the frames, and all see all scores."""
+        own = pick(self.validation.images, np.arange(self.place.rank, len(self.validation), self.place.world))
+        logits = torch.from_numpy(predict(self.detector, own, self.recipe.batch_size * 4))
+        logits = interleaved(logits.to(self.detector.device), len(self.validation), self.place)
+        figures = validation_figures(self.validation, logits.cpu().numpy())
         auc = figures["val_auc"]
         if auc > self.best_auc:
             self.best_auc = auc
@@ -251,7 +256,7 @@ class Trainer:
             UserError: there is none.
         """
         if not self.best:
-            raise UserError("no epoch had a validation AUC: lower train.lr.")
+            raise UserError("no epoch had a validation AUC: lower the learning rate (lr).")
         with torch.no_grad():
             for name, parameter in self._trainable().items():
                 parameter.copy_(self.best[name])
@@ -270,13 +275,17 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs to go on as if nothing had happened (safetensors and JSON)."""
-        names = {id(p): name for name, p in self._trainable().items()}
-        tensors = {f"now.{name}": p.detach() for name, p in self._trainable().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {f"mask.{name}": tensor for name, tensor in self.mask.state_dict().items()}
-        for parameter, state in self.optimizer.state.items():
-            tensors |= {f"optimizer.{names[id(parameter)]}/{key}": value for key, value in state.items()}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "state.safetensors")
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self._trainable().items()}
+        parts = {
+            "now": {name: parameter.detach() for parameter, name in names.items()},
+            "best": self.best,
+            "mask": self.mask.state_dict(),
+            "optimizer": {
+                f"{names[cast(nn.Parameter, parameter)]}/{key}": value
+                for parameter, state in self.optimizer.state.items()
+                for key, value in state.items()
+            },
+        }
         progress = {
             "epoch": self.epoch,
             "best_auc": self.best_auc,
@@ -284,7 +293,7 @@ class Trainer:
             "mask_history": self.mask_history,
             "losses": self._losses(),
         }
-        (folder / "progress.json").write_text(json.dumps(progress))
+        write_checkpoint(folder, parts, progress)
 
     def load(self, folder: Path) -> None:
         """Go on from a folder that `save` wrote.
@@ -292,96 +301,25 @@ class Trainer:
         Raises:
             UserError: it was written with other settings.
         """
-        progress = json.loads((folder / "progress.json").read_text())
+        parts, progress = read_checkpoint(folder, self.detector.device)
         if (losses := self._losses()) != progress["losses"]:
             raise UserError(
                 f"the checkpoint in {folder} was made with other losses ({progress['losses']}, not {losses}): resume "
                 "with the settings and the methods that it was made with."
             )
-        tensors = load_file(folder / "state.safetensors", device=str(self.detector.device))
-        parts: dict[str, dict[str, Tensor]] = {"now": {}, "best": {}, "mask": {}, "optimizer": {}}
-        for name, tensor in tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = tensor
-        if differences := state_differences(parts["now"], self._trainable()):
+        if differences := state_differences(parts.get("now", {}), self._trainable()):
             raise UserError(
                 f"the checkpoint in {folder} was made with other settings ({differences}): resume with the settings "
                 "that it was made with."
             )
+        trainable = self._trainable()
         with torch.no_grad():
-            for name, parameter in self._trainable().items():
+            for name, parameter in trainable.items():
                 parameter.copy_(parts["now"][name])
-                state = {
-                    key.split("/")[1]: value for key, value in parts["optimizer"].items() if key.split("/")[0] == name
-                }
-                if state:
-                    self.optimizer.state[parameter] = state
-        self.best = parts["best"]
-        self.mask.load_state_dict(parts["mask"])
+        for place, value in parts.get("optimizer", {}).items():
+            name, key = place.split("/")
+            self.optimizer.state[trainable[name]][key] = value
+        self.best = parts.get("best", {})
+        self.mask.load_state_dict(parts.get("mask", {}))
         self.epoch, self.best_auc = progress["epoch"], progress["best_auc"]
         self.history, self.mask_history = progress["history"], progress["mask_history"]
-
-
-def validation_figures(frames: Frames, logits: np.ndarray) -> dict[str, float]:
-    """`val_auc`, by which the checkpoint is chosen, and `val_auc.DATASET` of each dataset where there are several.
-
-    It is the mean of the datasets' AUCs that are defined; where no dataset has both classes (their own are NaN), the
-    AUC over all frames. A mean over datasets does not ask their scores to lie on one scale.
-
-    Args:
-        frames: of validation, both classes among them.
-        logits: (n,).
-    """
-    areas = {
-        frames.dataset_names[number]: area_under_curve(frames.labels[own], logits[own])
-        for number in np.unique(frames.datasets).tolist()
-        for own in [frames.datasets == number]
-    }
-    defined = [area for area in areas.values() if math.isfinite(area)]
-    mean = float(np.mean(defined)) if defined else area_under_curve(frames.labels, logits)
-    several = {f"val_auc.{name}": area for name, area in areas.items()} if len(areas) > 1 else {}
-    return {"val_auc": mean, **several}
-
-
-def defined(line: Mapping[str, float]) -> dict[str, float | None]:
-    """Figures, as a line of the history, for JSON, which has no NaN: null is an AUC of one class alone."""
-    return {name: value if math.isfinite(value) else None for name, value in line.items()}
-
-
-def make_optimizer(detector: Detector, lr: float, head_lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW over what of the detector learns; fused, since many subspaces are many small tensors."""
-    return torch.optim.AdamW(detector.parameter_groups(lr, head_lr, weight_decay), fused=True)
-
-
-def add_penalty(layers: Mapping[str, SubspaceLinear], lambda_orth: float, lambda_spec: float) -> None:
-    """Add the penalties' gradient to the one that the factors hold."""
-    if not layers or not (lambda_orth or lambda_spec):
-        return
-    factors = [piece for layer in layers.values() for piece in layer.pieces()]
-    gradients = torch.autograd.grad(penalty(layers, lambda_orth, lambda_spec), factors)
-    torch._foreach_add_([cast(Tensor, factor.grad) for factor in factors], gradients)
-
-
-def clip_gradients(optimizer: torch.optim.Optimizer, norm: float) -> Tensor:
-    """Scale all gradients down together where their norm is greater; returns the norm () that they had."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, norm, foreach=True)
-
-
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear rise over the first tenth of the steps, then a half cosine down to zero."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
-
-
-@torch.inference_mode()
-def predict(detector: Detector, images: Sequence[bytes], batch_size: int) -> np.ndarray:
-    """Logits (n,) float64 of encoded images, in their order."""
-    detector.eval()
-    logits = [
-        detector(to_float(pixels.to(detector.device))).double().cpu()
-        for pixels in decoded(images, in_order(len(images), batch_size))
-    ]
-    return torch.cat(logits).numpy()

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import ray.train
 import torch
+from pyarrow.fs import FileSystem, FileType
 from ray.exceptions import RayActorError
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, WorkerGroupError
+from ray.train import (
+    Checkpoint,
+    CheckpointConfig,
+    CheckpointUploadMode,
+    ControllerError,
+    FailureConfig,
+    RunConfig,
+    ScalingConfig,
+    TrainingFailedError,
+    WorkerGroupError,
+)
 from ray.train.torch import TorchTrainer, prepare_model
 from ray.util.queue import Queue
-from rich.console import Console
-from rich.progress import Progress, TaskID
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from rich.progress import TaskID
 
+from masm.console import STDERR, Progress
 from masm.errors import UserError
+from masm.storage import FULL, discard, storage_full
+
+LIST = "checkpoint_manager_snapshot.json"
+"""What Ray calls its list of a run's checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +47,14 @@ class Group:
     Attributes:
         name: of the work in progress; Ray resumes what it finds under it.
         storage: where checkpoints go.
-        workers: how many.
+        workers: how many, or at least and at most how many: then as many as the cluster has room for, and whenever
+            that changes the group starts anew from the last checkpoint.
         max_failures: lost workers that are replaced before the run is given up.
     """
 
     name: str
     storage: str
-    workers: int
+    workers: int | tuple[int, int]
     max_failures: int
 
 
@@ -55,27 +76,58 @@ def replicate(model: torch.nn.Module) -> torch.nn.Module:
     return prepare_model(model, parallel_strategy_kwargs={"broadcast_buffers": False})
 
 
+def report(line: dict[str, float], save: Callable[[Path], None]) -> None:
+    """End an epoch, or so many steps, on every worker: its figures, with a checkpoint that the first of them writes.
+
+    It goes to the storage path while training goes on. The one before counts until all of it is there, and the run
+    does not end before.
+
+    Args:
+        line: the figures.
+        save: writes the checkpoint into a folder.
+    """
+    checkpoint = None
+    if ray.train.get_context().get_world_rank() == 0:
+        folder = Path(tempfile.mkdtemp(prefix="masm-checkpoint-"))  # removed once it is stored
+        try:
+            save(folder)
+        except BaseException:  # a full disk would get one more with every attempt
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        checkpoint = Checkpoint.from_directory(folder)
+    ray.train.report(line, checkpoint=checkpoint, checkpoint_upload_mode=CheckpointUploadMode.ASYNC)
+
+
 def run_workers(
-    worker: Callable[[dict[str, Any]], None], config: dict[str, Any], group: Group, label: str, steps: int
+    worker: Callable[[dict[str, Any]], None],
+    config: dict[str, Any],
+    group: Group,
+    label: str,
+    steps: int,
+    record: Callable[[dict[str, float]], None] = lambda line: None,
 ) -> ray.train.Result:
     """Run the workers; Ray replaces one that is lost, and goes on from the last checkpoint.
 
     Args:
-        worker: called in each worker with `config` and the `queue` of its progress.
+        worker: called in each worker with `config` and the `queue` of its progress, which takes the number of steps
+            done, and a line of the history after each epoch.
         config: what it needs.
         group: who runs it.
         label: of the progress bar.
         steps: in all.
+        record: called here with each line of the history; one that a resumed run repeats comes twice.
 
     Raises:
-        UserError: the mistake that a worker found.
+        UserError: the mistake that a worker found, or the storage path is full.
     """
+    drop_cut(group.storage, group.name)
     gpus = ray.cluster_resources().get("GPU", 0)
-    with _progress(label, steps) as queue:
+    least = group.workers if isinstance(group.workers, int) else group.workers[0]
+    with _progress(label, steps, record) as queue:
         trainer = TorchTrainer(
             worker,
             train_loop_config={**config, "queue": queue},
-            scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=gpus >= group.workers),
+            scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=gpus >= least),
             run_config=RunConfig(
                 name=group.name,
                 storage_path=group.storage,
@@ -85,24 +137,58 @@ def run_workers(
         )
         try:
             return trainer.fit()
-        except WorkerGroupError as error:
-            for failure in error.worker_failures.values():
+        except (TrainingFailedError, OSError) as error:
+            for failure in _causes(error):
                 if isinstance(failure, UserError):
                     raise failure from None
+                if isinstance(failure, OSError) and failure.errno in FULL:
+                    raise UserError(storage_full(group.storage, failure)) from None
             raise
 
 
+def drop_cut(storage: str, name: str) -> None:
+    """Discard a run whose list of checkpoints was cut, which is said.
+
+    Ray writes the list in place: where the storage path was full in that moment, or the process died, it is no JSON
+    any more, and Ray would refuse to start for ever.
+    """
+    filesystem, path = FileSystem.from_uri(storage)
+    listed = f"{path}/{name}/{LIST}"
+    if filesystem.get_file_info(listed).type is FileType.NotFound:
+        return
+    with filesystem.open_input_stream(listed) as file:
+        content = file.read()
+    try:
+        json.loads(content)
+    except ValueError:
+        words = f"the list of the checkpoints, {listed}, was cut while it was written: this begins anew."
+        STDERR.print(words, markup=False, highlight=False, soft_wrap=True)
+        discard(storage, name)
+
+
+def _causes(error: TrainingFailedError | OSError) -> list[Exception]:
+    """What went wrong in the workers, in Ray's controller of them, or before either was there."""
+    if isinstance(error, WorkerGroupError):
+        return list(error.worker_failures.values())
+    return [error.controller_failure if isinstance(error, ControllerError) else error]
+
+
 @contextmanager
-def _progress(label: str, steps: int) -> Iterator[Queue]:
-    """A progress bar that follows a queue of step numbers."""
-    queue = Queue(actor_options={"num_cpus": 0})
+def _progress(label: str, steps: int, record: Callable[[dict[str, float]], None]) -> Iterator[Queue]:
+    """A progress bar that follows a queue of step numbers, among which are lines of the history."""
+    # Beside the stage itself: on another node it would be lost with it, and every worker that goes on would fail.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
 
     def follow(bar: Progress, task: TaskID) -> None:
         with suppress(RayActorError):
-            while (step := queue.get()) is not None:
-                bar.update(task, completed=step)
+            while (told := queue.get()) is not None:
+                if isinstance(told, dict):
+                    record(told)
+                else:
+                    bar.update(task, completed=told)
 
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress() as bar:
         follower = Thread(target=follow, args=(bar, bar.add_task(label, total=steps)), daemon=True)
         follower.start()
         try:

@@ -8,7 +8,7 @@ import hypothesis.extra.numpy as npst
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from masm.losses import (
@@ -94,6 +94,8 @@ def test_losses_are_those_of_their_definitions(
     batch: tuple[np.ndarray, np.ndarray], settings: LossSettings, margin: float
 ) -> None:
     features, groups = batch
+    # Without a margin the same features twice are a triplet on the edge, which rounding counts in or out.
+    assume(margin or len(np.unique(features, axis=0)) == len(features))
     settings = LossSettings(**{**vars(settings), "margin": margin})
     loss, gradient = by_torch(features, groups, settings)
     assert loss == pytest.approx(by_numpy(features, groups, settings), rel=1e-5, abs=1e-6)

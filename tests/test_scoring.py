@@ -24,10 +24,11 @@ from masm.losses import LossSettings
 from masm.metrics import area_under_curve
 from masm.probe import embed, fit_probe
 from masm.scoring import FACTS, score, score_parts, score_rows, subspace_shares
-from masm.settings import COLUMNS, Losses, Settings
-from masm.training import predict
+from masm.settings import COLUMNS, Losses, Settings, load_settings
+from masm.validation import predict
 from tests.adapters.models import perturb
 from tests.data.test_ingest import make_settings
+from tests.test_settings import write
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +152,15 @@ def test_losses_have_what_was_searched_and_the_rest_of_the_settings(settings: Se
     )  # without attribution its weight is 0
 
 
+def test_a_loss_that_a_condition_leaves_out_is_off(settings: Settings) -> None:
+    losses = Losses(triplet="batch_all", triplet_weight=0.5, uniformity_weight=0.3)
+    searched = ("rank", "subspaces", "triplet_weight")  # triplet_weight has `when: {subspaces: [4]}`
+    without = Hyperparameters.of({"rank": 3, "subspaces": 2}, losses, searched)
+    assert (without.triplet_weight, without.uniformity_weight, without.margin) == (0, 0.3, 0.2)
+    drawn = Hyperparameters.of({"rank": 3, "subspaces": 4, "triplet_weight": 0.7}, losses, searched)
+    assert drawn.triplet_weight == 0.7
+
+
 def test_a_video_that_failed_is_a_row_without_a_score(settings: Settings, tmp_path: Path) -> None:
     copy = settings.model_copy(update={"root": tmp_path})
     rows = read_table(settings.table("upsample")).to_pylist()
@@ -191,6 +201,31 @@ def test_the_best_hyperparameters_are_read_or_refused(settings: Settings, tmp_pa
     best.write_text('{"hyperparameters": {"rank": 2}}')
     with pytest.raises(UserError, match="is not what the search writes"):
         read_best(copy)
+
+
+def test_rate_and_kind_of_the_mask_are_those_that_the_search_found(settings: Settings, tmp_path: Path) -> None:
+    searched = load_settings(
+        write(
+            tmp_path,
+            {
+                "search.space.lr": {"type": "loguniform", "lower": 1e-4, "upper": 1e-2},
+                "search.space.mask_kind": {"type": "choice", "values": ["none", "static"]},
+                "train.lr": None,
+                "search.optimisation.lr": None,
+                "mask.kind": None,
+                "compare": {},
+            },
+        )
+    )
+    point = {"rank": 3, "subspaces": 2, "mask_kind": "static", "lr": 2e-3}
+    found = Hyperparameters.of(point, searched.losses)
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search" / "best.json").write_text(json.dumps({"hyperparameters": asdict(found)}))
+    assert read_best(searched) == found
+    recipe = make_recipe(searched, searched.train, found)
+    assert (recipe.lr, recipe.mask.kind, recipe.mask.threshold) == (2e-3, "static", 0.0)
+    as_set = make_recipe(settings, settings.train, Hyperparameters.of({"rank": 3}, settings.losses))
+    assert (as_set.lr, as_set.mask.kind) == (settings.train.lr, settings.mask.kind)
 
 
 def test_only_what_is_searched_comes_from_the_search(settings: Settings, tmp_path: Path) -> None:

@@ -10,70 +10,29 @@ import cv2
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from sklearn.metrics import roc_auc_score
-from torch.nn.parallel import DistributedDataParallel
 
-from masm.adapters import AdapterSettings, MaskSettings
-from masm.backbones import Backbone, build_backbone
+from masm.adapters import MaskSettings
 from masm.data.augment import Augmentation
 from masm.data.batches import training_batches
-from masm.data.frames import Frames
-from masm.detector import Detector
 from masm.errors import UserError
-from masm.losses import LossSettings, attribution_loss, classification_loss, metric_loss
-from masm.objective import ALONE, Place
-from masm.training import Recipe, Trainer, learning_rate_factor, predict, validation_figures
-from tests.data.tables import no_landmarks
-
-ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
-ADAPTER = AdapterSettings("masm", rank=2, subspaces=2, grouping="interleaved", targets=("q", "v", "fc1"))
-ALL_LOSSES = LossSettings(
-    triplet="batch_all", labels="method", triplet_weight=2.0, margin=0.3, alignment_weight=0.1, uniformity_weight=0.5,
-    attribution="method", attribution_weight=0.5,
-)  # fmt: skip
-ADAPTIVE = MaskSettings("adaptive", "batch", "quantile", threshold=0.5, interval=3, momentum=0.8)
-RECIPE = Recipe(
-    epochs=4, batch_size=8, lr=1e-2, head_lr=3e-2, weight_decay=0.01, clip_norm=1.0,
-    lambda_orth=0.1, lambda_spec=0.1, mask=ADAPTIVE, seed=5,
-)  # fmt: skip
-
-
-def make_detector(adapter: AdapterSettings = ADAPTER) -> Detector:
-    torch.manual_seed(0)
-    name = "vit_tiny_patch16_224"
-    backbone = Backbone(build_backbone(name, ARGUMENTS), (0.5,) * 3, (0.5,) * 3, name, ARGUMENTS)
-    return Detector.build(backbone, adapter, seed=1)
-
-
-def make_frames(count: int, seed: int) -> Frames:
-    """Noise, a little rougher where it is fake: learnable, but not in one step."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(count) % 2
-    images = []
-    for label in labels:
-        noise = rng.normal(128, 30, (16, 16, 3))
-        pixels = noise if label else cv2.GaussianBlur(noise, (0, 0), 0.8)
-        images.append(cv2.imencode(".png", np.clip(pixels, 0, 255).astype(np.uint8))[1].tobytes())
-    own, one = np.arange(count), np.zeros(count, np.int64)  # each a video of its own, all of one dataset
-    methods, points = np.where(labels == 1, "swap", "real"), no_landmarks(count)
-    return Frames(images, labels, methods, datasets=one, videos=own, sources=own // 2, landmarks=points)
-
-
-def two_methods(frames: Frames) -> Frames:
-    fakes = frames.labels == 1
-    methods = np.where(fakes, np.where(np.cumsum(fakes) % 2 == 1, "swap", "reenact"), "real")
-    return replace(frames, methods=methods)
-
-
-def make_trainer(recipe: Recipe = RECIPE, place: Place = ALONE, **how: object) -> Trainer:
-    frames, validation = two_methods(make_frames(48, 1)), two_methods(make_frames(24, 2))
-    return Trainer(make_detector(), recipe, frames, validation, place, **how)  # type: ignore[arg-type]
-
-
-def trainable(trainer: Trainer) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in trainer.detector.named_parameters() if p.requires_grad}
+from masm.losses import LossSettings
+from masm.objective import Place
+from masm.optimisation import learning_rate_factor
+from masm.training import Trainer
+from masm.validation import predict, validation_figures
+from tests.trainers import (
+    ADAPTER,
+    ADAPTIVE,
+    ALL_LOSSES,
+    METHODS,
+    RECIPE,
+    make_detector,
+    make_frames,
+    make_trainer,
+    trainable,
+    two_methods,
+)
 
 
 def test_training_learns_and_keeps_the_best_epoch() -> None:
@@ -184,9 +143,6 @@ def test_a_static_mask_is_decided_before_the_first_step() -> None:
     assert {any(free) for free in trainer.mask_history[0]["free"].values()} == {True, False}
 
 
-METHODS = MaskSettings("adaptive", "method", "quantile", threshold=0.5, interval=3, momentum=0.8)
-
-
 @pytest.mark.parametrize("kind", ["adaptive", "static"])
 def test_a_mask_over_methods_is_decided_on_batches_of_their_own(kind: str) -> None:
     trainer = make_trainer(replace(RECIPE, mask=replace(METHODS, kind=kind)))
@@ -215,7 +171,8 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with torch.no_grad():
         trainer.detector.head.weight.fill_(math.nan)
     before = trainable(trainer)
-    with pytest.raises(UserError, match=r"the loss is nan and .* nan at step 0 of epoch 0: lower train\.lr") as caught:
+    says = r"the loss is nan and .* nan at step 0 of epoch 0: lower the learning rate \(lr\)"
+    with pytest.raises(UserError, match=says) as caught:
         trainer.run_epoch()
     first = next(training_batches(trainer.frames, RECIPE.batch_size, RECIPE.seed, epoch=0))
     assert str(caught.value).endswith(f"The batch: {', '.join(map(str, first.samples))}.")
@@ -252,7 +209,7 @@ def test_without_a_validation_auc_there_is_no_best_epoch() -> None:
     reals = replace(frames, labels=np.zeros(48, int), methods=np.full(48, "real"))
     trainer = Trainer(make_detector(), replace(RECIPE, epochs=1), frames, reals)
     trainer.run_epoch()
-    with pytest.raises(UserError, match=r"no epoch had a validation AUC: lower train\.lr"):
+    with pytest.raises(UserError, match="no epoch had a validation AUC: lower the learning rate"):
         trainer.load_best()
 
 
@@ -274,71 +231,6 @@ def test_every_step_has_its_rate_and_every_epoch_its_order() -> None:
     factors = [learning_rate_factor(step, trainer.steps) for step in range(trainer.steps)]
     np.testing.assert_allclose(rates, np.outer(factors, base))
     assert orders[0] != orders[1] != orders[2] != orders[0]
-
-
-def _two_workers(rank: int, folder: str, recipe: Recipe) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    trainer = make_trainer(recipe, Place(rank, 2), replicate=DistributedDataParallel)
-    trainer.run_epoch()
-    torch.save(trainable(trainer), f"{folder}/{rank}.pt")
-    Path(folder, f"{rank}.json").write_text(json.dumps(trainer.mask_history))
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "recipe",
-    [RECIPE, replace(RECIPE, mask=METHODS), replace(RECIPE, losses=ALL_LOSSES)],
-    ids=["over batches", "over methods", "all losses"],
-)
-def test_two_workers_train_as_one(tmp_path: Path, recipe: Recipe) -> None:
-    """Same batches, same masks and the same weights but for rounding, although each sees half of a batch."""
-    mp.spawn(_two_workers, (str(tmp_path), recipe), nprocs=2)
-    alone = make_trainer(recipe)
-    alone.run_epoch()
-    both = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for name, value in trainable(alone).items():
-        assert torch.equal(both[0][name], both[1][name])
-        torch.testing.assert_close(both[0][name], value, rtol=2e-3, atol=2e-4)
-    masks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
-    assert masks[0] == masks[1] == alone.mask_history
-
-
-def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
-    named = trainer.model.named_parameters()
-    return {name: value.grad for name, value in named if value.grad is not None}
-
-
-def _first_gradients(rank: int, folder: str, recipe: Recipe) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    trainer = make_trainer(recipe, Place(rank, 2), replicate=DistributedDataParallel)
-    trainer._backward(next(trainer._batches()))
-    torch.save(gradients(trainer), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_workers_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    """Of the sum of all losses over the whole batch, computed here without the trainer."""
-    recipe = replace(RECIPE, losses=ALL_LOSSES)
-    mp.spawn(_first_gradients, (str(tmp_path), recipe), nprocs=2)
-    trainer = make_trainer(recipe)
-    batch = next(trainer._batches())
-    outputs = trainer.model(trainer._inputs(batch))
-    groups = torch.tensor(
-        [{"real": 0, "reenact": 1, "swap": 2}[name] for name in trainer.frames.methods[batch.samples]]
-    )
-    loss = classification_loss(outputs.logits, batch.labels) + metric_loss(outputs.features, groups, ALL_LOSSES)
-    (loss + 0.5 * attribution_loss(outputs.attribution, groups)).backward()
-    expected = gradients(trainer)
-    assert "attribution.weight" in expected
-    for rank in (0, 1):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert found.keys() == expected.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["masm", "probe", "layernorm"])

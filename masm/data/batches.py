@@ -36,6 +36,30 @@ class Batch:
         """(b,) bool; the samples that are replaced by self-blends."""
         return np.stack([np.zeros_like(self.blended), self.blended], axis=1).ravel()
 
+    def split(self, parts: int) -> list[Batch]:
+        """Equal parts, each of whole pairs.
+
+        Raises:
+            UserError: it cannot be split so.
+        """
+        pairs = len(self.blended)
+        if pairs % parts:
+            raise UserError(
+                f"accumulation = {parts} cannot take the {pairs} real-fake pairs of a worker's share of the batch in "
+                f"equal parts: use a batch_size that is a multiple of {2 * parts} for each worker."
+            )
+        size = pairs // parts
+        bounds = range(0, pairs, size)
+        return [
+            Batch(
+                self.images[2 * start : 2 * (start + size)],
+                self.labels[2 * start : 2 * (start + size)],
+                self.samples[2 * start : 2 * (start + size)],
+                self.blended[start : start + size],
+            )
+            for start in bounds
+        ]
+
 
 def steps_of_epoch(frames: Frames, batch_size: int) -> int:
     """Batches of an epoch."""
@@ -55,7 +79,7 @@ def training_batches(
     """
     if batch_size % (2 * world):
         raise UserError(
-            f"train.batch_size {batch_size} cannot be shared by {world} workers in real-fake pairs: use a multiple of "
+            f"batch_size {batch_size} cannot be shared by {world} workers in real-fake pairs: use a multiple of "
             f"{2 * world}."
         )
     steps = epoch_pairs(frames, batch_size, seed, epoch).reshape(-1, batch_size // 2, 2)

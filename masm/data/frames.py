@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from masm.data.stored import stored_images
+from masm.data.stored import Images, stored_images
 from masm.data.table import read_shards
 from masm.errors import UserError
 
@@ -31,7 +31,7 @@ class Frames:
     """Frames of some face tables; equal numbers mean the same dataset, video or source.
 
     Attributes:
-        images: encoded; read from the tables when they are asked for.
+        images: read from the tables when they are asked for, or decoded already.
         labels: (n,) int64, 0 real and 1 fake.
         methods: (n,) of strings.
         datasets: (n,) int64.
@@ -42,7 +42,7 @@ class Frames:
         dataset_names: by the datasets' numbers.
     """
 
-    images: Sequence[bytes]
+    images: Images
     labels: np.ndarray
     methods: np.ndarray
     datasets: np.ndarray

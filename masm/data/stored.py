@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import FileIO
 from pathlib import Path
@@ -19,8 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from masm.data.decoded import DecodedImages
 from masm.data.table import sha256, table_shards
 from masm.errors import UserError
+
+Images = Sequence[bytes] | DecodedImages
+"""What training reads: encoded images, or some that are decoded already."""
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -37,11 +41,13 @@ class Shard:
 
     Attributes:
         path: of the file.
-        state: its size in bytes and its time of modification in nanoseconds.
+        size: of the file in bytes.
+        modified: its time of modification in nanoseconds; None where the node does not know it.
     """
 
     path: Path
-    state: tuple[int, int]
+    size: int
+    modified: int | None
 
     def open(self) -> FileIO:
         """Open the file to read.
@@ -53,7 +59,8 @@ class Shard:
             file = FileIO(self.path)
         except OSError as error:
             raise UserError(f"{self.path} cannot be read ({error.strerror}): `dvc checkout` brings it back.") from None
-        if _state(file) != self.state:
+        size, modified = _state(file)
+        if size != self.size or self.modified not in (None, modified):
             raise UserError(f"{self.path} was replaced while it was in use: start again.")
         return file
 
@@ -61,8 +68,9 @@ class Shard:
 class StoredImages(Sequence[bytes]):
     """Images of some rows of face tables. It holds their places alone; the bytes are read when they are asked for.
 
-    Any number of threads may read at once. A pickled copy reads the same files. They are not mapped into memory: the
-    mapped pages would count as the process's own, and a file that is cut short would end it.
+    Any number of threads may read at once. A pickled copy reads the same files, or on another node those of the same
+    paths and sizes. They are not mapped into memory: the mapped pages would count as the process's own, and a file
+    that is cut short would end it.
 
     Args:
         shards: the files.
@@ -91,7 +99,8 @@ class StoredImages(Sequence[bytes]):
         return map(self._read, self._numbers.tolist(), self._offsets.tolist(), self._lengths.tolist())
 
     def __reduce__(self) -> tuple[type[StoredImages], tuple[object, ...]]:
-        return StoredImages, (self._shards, self._numbers, self._offsets, self._lengths)
+        shards = [replace(shard, modified=None) for shard in self._shards]
+        return StoredImages, (shards, self._numbers, self._offsets, self._lengths)
 
     def take(self, rows: np.ndarray) -> StoredImages:
         """The images of some rows, in their order, from the same open files."""
@@ -158,7 +167,7 @@ def _find(path: Path) -> tuple[Shard, np.ndarray, np.ndarray]:
                 prefix = os.pread(raw.fileno(), LENGTH_BYTES, int(offsets[first]) - LENGTH_BYTES)
                 if int.from_bytes(prefix, "little") != lengths[first]:
                     raise ValueError("its images do not lie as masm writes them")
-            return Shard(path, _state(raw)), offsets, lengths
+            return Shard(path, *_state(raw)), offsets, lengths
     except (pa.ArrowException, OSError, KeyError, ValueError, IndexError) as error:
         raise UserError(f"{path} is damaged ({error}): `dvc checkout` brings the stored one back.") from None
 
@@ -168,12 +177,14 @@ def _state(file: FileIO) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def decode(images: Sequence[bytes]) -> torch.Tensor:
-    """Encoded images of one size as a (n, 3, H, W) uint8 RGB tensor, in memory pixel by pixel as they were decoded.
+def decode(images: Images) -> torch.Tensor:
+    """Images of one size as a (n, 3, H, W) uint8 RGB tensor, in memory pixel by pixel as they were decoded.
 
     Raises:
         UserError: one of them is damaged or of another size; none is ever left out or replaced.
     """
+    if isinstance(images, DecodedImages):
+        return images.pixels()
     batch: np.ndarray | None = None
     for index, image in enumerate(images):
         pixels = cv2.imdecode(np.frombuffer(image, np.uint8), cv2.IMREAD_COLOR_RGB) if image else None
@@ -190,23 +201,35 @@ def decode(images: Sequence[bytes]) -> torch.Tensor:
     return torch.from_numpy(batch).permute(0, 3, 1, 2)
 
 
-def pick(images: Sequence[bytes], rows: np.ndarray) -> Sequence[bytes]:
+def pick(images: Images, rows: np.ndarray) -> Images:
     """The images of some rows, in their order."""
-    return images.take(rows) if isinstance(images, StoredImages) else [images[row] for row in rows.tolist()]
+    if isinstance(images, (StoredImages, DecodedImages)):
+        return images.take(rows)
+    return [images[row] for row in rows.tolist()]
 
 
-def sample_ids(images: Sequence[bytes], rows: np.ndarray) -> list[str]:
+def sample_ids(images: Images, rows: np.ndarray) -> list[str]:
     """The `sample_id` of some rows of face tables, for a message: they are looked up; the numbers of other images."""
+    if isinstance(images, DecodedImages):
+        return images.take(rows).sample_ids()
     return images.sample_ids(rows) if isinstance(images, StoredImages) else [str(row) for row in rows.tolist()]
 
 
-def decoded(images: Sequence[bytes], batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
+def decoded(images: Images, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
     """`decode` of each batch of rows, in order, ahead of the caller (`ahead`).
+
+    For a GPU the pixels come in page-locked memory, out of which they are copied while the caller goes on.
 
     Raises:
         UserError: as for `decode`, when it is the damaged batch's turn.
     """
-    yield from (pixels for _, pixels in ahead(lambda rows: decode(pick(images, rows)), batches))
+    pinned = torch.cuda.is_available()
+
+    def load(rows: np.ndarray) -> torch.Tensor:
+        pixels = decode(pick(images, rows))
+        return pixels.pin_memory() if pinned else pixels
+
+    yield from (pixels for _, pixels in ahead(load, batches))
 
 
 def ahead(load: Callable[[Item], Loaded], items: Iterable[Item]) -> Iterator[tuple[Item, Loaded]]:

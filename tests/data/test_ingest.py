@@ -6,8 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from masm.errors import CheckFailed, UserError
 from masm.settings import Settings, load_settings
 from tests.conftest import ROOT
 from tests.pipeline.workspace import SMALL, edit
+from tests.waiting import wait_for
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
 
@@ -268,10 +268,12 @@ def test_a_killed_ingest_goes_on_where_it_was(
 ) -> None:
     settings = make_settings(tmp_path)
     process = subprocess.Popen([sys.executable, "-m", "pipelines.ingest", "swap"], cwd=tmp_path, env=ENVIRONMENT)
-    parts = wait_for_parts(tmp_path / "data" / "work" / "swap", 3)
+    work = tmp_path / "data" / "work" / "swap"
+    wait_for("three parts", lambda: len(parts_in(work)) >= 3, pause=0.01, process=process)
+    parts = parts_in(work)
     process.kill()
     process.wait()
-    wait_until(lambda: not children_of(tmp_path))
+    wait_for("the end of its processes", lambda: not children_of(tmp_path), pause=0.01)
     done = {part: part.stat().st_mtime_ns for part in parts if part.exists()}
     assert len(done) >= 3
     assert not settings.table("swap").exists()
@@ -283,16 +285,9 @@ def test_a_killed_ingest_goes_on_where_it_was(
         assert (settings.table("swap") / name).read_bytes() == (ingested.table("swap") / name).read_bytes()
 
 
-def wait_for_parts(work: Path, count: int) -> list[Path]:
-    wait_until(lambda: len(list(work.glob("*/[0-9]*.parquet"))) >= count)
+def parts_in(work: Path) -> list[Path]:
+    """What is done of a table."""
     return list(work.glob("*/[0-9]*.parquet"))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def children_of(folder: Path) -> list[int]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,6 +57,19 @@ def test_a_copy_in_another_process_and_many_threads_read_the_same(tables: list[P
     order = np.random.default_rng(1).integers(0, len(images), 500).tolist()
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(copy.__getitem__, order)) == [images[i] for i in order]
+
+
+def test_a_copy_reads_another_nodes_files_if_they_are_of_the_same_size(tables: list[Path]) -> None:
+    """Where DVC has fetched the same table at another time."""
+    images = stored_images(tables[1:])
+    sent, expected = pickle.dumps(images), list(images)
+    (shard,) = table.table_shards(tables[1])
+    os.utime(shard, (1, 1))
+    assert list(pickle.loads(sent)) == expected
+    with open(shard, "ab") as file:
+        file.write(b"more")
+    with pytest.raises(UserError, match="was replaced while it was in use"):
+        pickle.loads(sent)[0]
 
 
 def test_more_shards_than_are_kept_open(tables: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:

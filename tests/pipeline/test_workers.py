@@ -1,0 +1,107 @@
+"""Ray Train's group of workers: how many, and what a checkpoint is worth whose upload was cut off."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import tempfile
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray.train
+
+from masm.cluster import connected
+from masm.settings import Ray
+from pipelines.workers import LIST, Group, drop_cut, report, run_workers
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+
+BYTES = 400_000_000
+"""Of a checkpoint: enough that its upload takes a moment."""
+
+
+def save(folder: Path, epoch: int) -> None:
+    """A checkpoint whose large file is stored before the small one, by name."""
+    with open(folder / "a-weights", "wb") as file:
+        file.truncate(BYTES)
+    (folder / "b-progress.json").write_text(json.dumps(epoch))
+
+
+def die_in_mid_upload(run: Path, known: set[Path]) -> None:
+    """Kill this process once a part of a new checkpoint is stored."""
+    while True:
+        for weights in set(run.glob("checkpoint_*/a-weights")) - known:
+            if 0 < weights.stat().st_size < BYTES:
+                os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.0005)
+
+
+def worker(config: dict[str, Any]) -> None:
+    """Three epochs; the first attempt dies while the second's checkpoint is on its way."""
+    context, run, epoch = ray.train.get_context(), Path(config["run"]), 0
+    if (checkpoint := ray.train.get_checkpoint()) is not None:
+        with checkpoint.as_directory() as folder:
+            epoch = json.loads(Path(folder, "b-progress.json").read_text())
+            whole = Path(folder, "a-weights").stat().st_size == BYTES
+    first = checkpoint is None
+    if context.get_world_rank() == 0:
+        attempt = {"from": epoch, "whole": first or whole, "world": context.get_world_size()}
+        with open(config["attempts"], "a") as file:
+            file.write(json.dumps(attempt) + "\n")
+    while epoch < 3:
+        if first and epoch == 1:
+            while not ray.train.get_all_reported_checkpoints():
+                time.sleep(0.01)
+            if context.get_world_rank() == 0:
+                known = set(run.glob("checkpoint_*/a-weights"))
+                threading.Thread(target=die_in_mid_upload, args=(run, known), daemon=True).start()
+        epoch += 1
+        report({"epoch": epoch}, lambda folder: save(folder, epoch))  # noqa: B023
+        if first and epoch == 2:
+            time.sleep(60)  # whoever is not killed waits for the end of the group
+
+
+def test_a_kill_in_mid_upload_leaves_the_former_checkpoint(tmp_path: Path) -> None:
+    """And an elastic group has as many workers as there is room for, before and after."""
+    attempts = tmp_path / "attempts"
+    config = {"run": str(tmp_path / "ray" / "killed"), "attempts": str(attempts)}
+    with connected(Ray(address=None, storage=str(tmp_path / "ray")), cpus=2):
+        workers = int(min(4, ray.cluster_resources()["CPU"]))
+        result = run_workers(worker, config, Group("killed", str(tmp_path / "ray"), (1, 4), 1), "train", steps=3)
+        with result.checkpoint.as_directory() as folder:
+            assert json.loads(Path(folder, "b-progress.json").read_text()) == 3
+            assert Path(folder, "a-weights").stat().st_size == BYTES
+    first, second = map(json.loads, attempts.read_text().splitlines())
+    assert first == {"from": 0, "whole": True, "world": workers}
+    assert second == {"from": 1, "whole": True, "world": workers}
+
+
+def test_a_checkpoint_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(folder: Path) -> None:
+        (folder / "a-weights").write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 0))
+    with pytest.raises(OSError, match="no room"):
+        report({"epoch": 1}, fill)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("content", "kept"), [('{"checkpoint_results": []}', True), ("", False), ('{"check', False)])
+def test_a_run_whose_list_of_checkpoints_was_cut_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str, kept: bool
+) -> None:
+    run = tmp_path / "train-1"
+    run.mkdir()
+    (run / LIST).write_text(content)
+    drop_cut(str(tmp_path), "train-1")
+    assert run.exists() == kept
+    assert ("begins anew" in capsys.readouterr().err) != kept
+    drop_cut(str(tmp_path), "train-2")  # of which nothing is there
