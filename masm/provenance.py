@@ -16,6 +16,7 @@ from masm.errors import UserError
 from masm.settings import Role
 
 ROLES = get_args(Role)
+STAGES = ("search", "train")
 
 Chain = dict[str, Any]
 """What `trace` gives: JSON values by link, the raw data first and the model last."""
@@ -29,8 +30,8 @@ def trace(client: MlflowClient, version: ModelVersion) -> Chain:
         version: of `masm.registry.find_version`.
 
     Returns:
-        `data` (a list: name, role, path, md5), `backbone`, `code`, `settings`, `protocol`, `environment`, `run` and
-        `model`; what was not recorded is None.
+        `data` (a list: name, role, path, md5), `backbone`, `code`, `settings`, `protocol`, `environment`, `stages`
+        (the runs in which search and training told what they did), `run` and `model`; what was not recorded is None.
 
     Raises:
         UserError: the version was registered without a run, this is gone, or names its data otherwise than masm.
@@ -44,6 +45,7 @@ def trace(client: MlflowClient, version: ModelVersion) -> Chain:
         "settings": {"hash": tags.get("settings.hash")},
         "protocol": {"hash": tags.get("protocol.hash")},
         "environment": {"hash": tags.get("environment.hash")},
+        "stages": {stage: tags.get(f"{stage}_run_id") for stage in STAGES},
         "run": _run(client, run),
         "model": _model(client, version),
     }
@@ -129,6 +131,7 @@ def describe(chain: Chain) -> list[tuple[str, str]]:
         ("backbone", f"{chain['backbone']['name']}  sha256 {chain['backbone']['sha256'] or unknown}"),
         ("code", f"commit {code['commit'] or unknown}{state}"),
         *((link, chain[link]["hash"] or unknown) for link in ("settings", "protocol", "environment")),
+        *((stage, f"run {run_id}" if run_id else unknown) for stage, run_id in chain["stages"].items()),
         ("run", f"{run['id']}  of {run['experiment']}, {run['status'].lower()} {run['finished'] or ''}".rstrip()),
         ("model", f"{model['name']} version {model['version']} ({named}), {model['verdict'] or 'not judged'}"),
         ("artifacts", f"sha256 {model['artifacts_sha256']}" if model["artifacts_sha256"] else unknown),

@@ -192,6 +192,9 @@ def prepare(settings: Settings, recorded: Recorded, folder: Path) -> Path:
     tree["mlflow"] |= {"tracking_uri": f"sqlite:///{own / 'mlflow.db'}", "artifacts": str(own / "mlartifacts")}
     shared = settings.ray.address is not None  # every node of a cluster must reach it
     tree["ray"]["storage"] = f"{settings.ray.storage}/{own.name}-{uuid4().hex[:8]}" if shared else str(own / "ray")
+    search = tree.get("search", {})
+    if "study" in search:  # one of that name has ended; what a warm start learns from is where it was
+        search["study"] = {"storage": settings.study_storage if search["warm_start"] else None, "name": None}
     (workspace / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
     (workspace / "dvc.lock").write_text(recorded.lock)
     if not (workspace / "dvc.yaml").exists():  # that of runs/NAME is a copy

@@ -23,7 +23,9 @@ from masm.detector import Detector
 from masm.errors import UserError
 from masm.lineage import code_changes, is_clean, lineage, settings_hash
 from masm.metrics import area_under_curve
+from masm.provenance import trace
 from masm.settings import Settings
+from masm.tracking import Recorder, journal_path, unsent
 from pipelines import promote
 from tests.registry.runs import aliases, shifted
 from tests.serving.workspace import (
@@ -108,6 +110,21 @@ def test_run_keeps_settings_history_data_and_lineage(settings: Settings) -> None
     for key in lineage(settings, {"upsample": ""}):
         assert version.tags[key] == run.data.tags[key]
     assert version.tags["backbone.sha256"] == "b" * 64
+
+
+def test_the_run_names_those_of_the_search_and_of_the_training(settings: Settings) -> None:
+    name = settings.root.parent.name
+    away = settings.mlflow.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    for stage, where, patience in (("train", settings.mlflow, 60), ("search", away, 0)):
+        with Recorder(where, journal_path(settings.root, stage), patience) as recorder:
+            recorder.start(f"{stage}-{name}", stage, {}, {})
+    run_id = run_promote(settings)["run_id"]  # which sends what the search could not
+    client = registry.connect(settings.mlflow)
+    version, run = client.get_model_version(settings.mlflow.model, "1"), client.get_run(run_id)
+    for stage, found in trace(client, version)["stages"].items():
+        assert client.get_run(found).info.run_name == stage
+        assert run.data.tags[f"{stage}_run_id"] == found
+    assert unsent(settings.root) == []
 
 
 def test_the_digests_of_the_data_are_those_of_dvc(settings: Settings) -> None:

@@ -67,6 +67,7 @@ def test_the_chain_goes_from_the_data_to_the_model(promoted: Settings, version: 
     assert chain["code"]["commit"] == head.stdout.strip()
     assert chain["backbone"]["sha256"] == "b" * 64
     assert chain["settings"]["hash"] == version.tags["settings.hash"]
+    assert chain["stages"] == {"search": None, "train": None}
     assert chain["run"]["id"] == version.run_id
     assert chain["run"]["status"] == "FINISHED"
     assert (chain["model"]["version"], chain["model"]["aliases"]) == (1, ["champion"])

@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from masm.errors import UserError
-from masm.registry.store import NO_ANSWER
+from masm.tracking.store import NO_ANSWER
 
 PATIENCE = 60  # looks at the same holder, of about a second each, after which it counts as dead
 INTERVAL = 1.0  # s

@@ -18,6 +18,7 @@ from masm.promotion import Verdict
 from masm.registry.versions import ARTIFACTS, EVIDENCE, REPORT, evidence_tag
 from masm.serving.manifest import MANIFEST, DamagedModel, digest, write_manifest
 from masm.serving.packaging import DETECTOR, ModelFiles, log_model
+from masm.tracking.recorder import flatten
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class LoggedRun:
 def log_run(record: Record, files: ModelFiles) -> LoggedRun:
     """Record a run with its model; it stands as failed in MLflow where this does not come to its end."""
     with mlflow.start_run(tags=dict(record.tags)) as run:
-        mlflow.log_params(_flatten(record.parameters))
+        mlflow.log_params(flatten(record.parameters))
         for dataset in record.datasets:
             mlflow.log_input(_described(dataset, record.tags), context=dataset.role)
         for row in record.history:
@@ -111,14 +112,6 @@ def _seal(model: ModelInfo, detector: Path) -> str:
         sealed = write_manifest(stored)
         MlflowClient().log_model_artifact(model.model_id, str(stored / MANIFEST))
     return sealed
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        flat |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 def _described(dataset: Dataset, tags: Mapping[str, str]) -> MetaDataset:
