@@ -60,7 +60,7 @@ def read_costs(settings: Settings, trials: pd.DataFrame) -> Costs:
 
     Args:
         settings: whose `evaluate.price_per_hour` is that of a machine.
-        trials: search/trials.csv, with columns trial and time_total_s.
+        trials: search/trials.csv, with columns trial and seconds.
     """
     price = settings.evaluate.price_per_hour
     names = [*(f"ingest@{name}" for name in settings.datasets), *BEFORE]
@@ -81,7 +81,7 @@ def stage_costs(folder: Path, names: Sequence[str], price_per_hour: float | None
 def trial_costs(trials: pd.DataFrame, concurrent: int, price_per_hour: float | None) -> tuple[Cost, ...]:
     """The costs of the trials; those that run at once share the price of the machine."""
     share = None if price_per_hour is None else price_per_hour / min(concurrent, max(1, len(trials)))
-    times = zip(trials["trial"].tolist(), trials["time_total_s"].tolist(), strict=True)
+    times = zip(trials["trial"].tolist(), trials["seconds"].tolist(), strict=True)
     return tuple(Cost(f"trial {trial}", seconds, None, None, _price(seconds, share)) for trial, seconds in times)
 
 

@@ -30,12 +30,13 @@ def print_summary(settings: Settings, console: Console) -> None:
     console.print(f"\n{version} is [bold]{', '.join(promotion['aliases'])}[/]: {promotion['reason']}")
     console.print("\nWhere to look next", style="bold")
     here = Path.cwd()
+    params = relpath(settings.root / "params.yaml", here)
     for what, where in (
-        ("the report", relpath(reports / "report.html", here)),
+        ("the report", relpath(reports / "decision.html", here)),
         ("the data checks", relpath(reports / "data_docs" / "index.html", here)),
         ("runs and models", "make ui"),
-        ("all versions", f"masm registry list --params {relpath(settings.root / 'params.yaml', here)}"),
-        ("serve it", f"mlflow models serve -m models:/{promotion['model']}@champion --env-manager local"),
+        ("all versions", f"masm registry list --params {params}"),
+        ("serve it", f"masm serve --params {params}"),
     ):
         console.print(f"  {what:16} {where}", highlight=False, soft_wrap=True)
 

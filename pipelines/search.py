@@ -9,146 +9,192 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
-import numpy as np
 import optuna
-import torch
+from optuna.exceptions import StorageInternalError
+from optuna.storages import BaseStorage, RDBStorage
+from optuna.trial import TrialState
 from ray import tune
-from ray.tune.search.optuna import OptunaSearch
-from rich.console import Console
-from rich.progress import Progress
+from ray.exceptions import RayActorError
 
-from masm.cluster import connected, discard
-from masm.data.frames import load_frames
-from masm.data.versions import fetch_missing, work_name
+from masm.cluster import connected
+from masm.console import STDERR
+from masm.data.versions import digests, in_checkout, work_name
 from masm.errors import UserError
-from masm.evaluation import macro_video_auc
-from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, weights_digest
-from masm.scoring import score
-from masm.settings import Choice, SearchSpace, Settings
-from masm.training import Trainer
+from masm.hyperparameters import Hyperparameters, weights_digest
+from masm.lineage import lineage
+from masm.search import (
+    SECOND_OBJECTIVE,
+    Work,
+    chosen_trial,
+    complete,
+    epochs_table,
+    finish_study,
+    front,
+    open_study,
+    own_trials,
+    sole_driver,
+    study_storage,
+    trials_table,
+)
+from masm.settings import Role, Settings
+from masm.storage import discard
+from masm.tracking import Recorder, stage_recorder
 from pipelines import run_stage
+from pipelines.shared_images import share, shared
+from pipelines.trials import Tables, TrialRun, fetch_data, load_tables
+from pipelines.tuning import record_ended, remaining, run_trials
 
 
 def main(settings: Settings) -> None:
-    """Write search/best.json and search/trials.csv; a search that was cut short goes on where it was."""
+    """Write search/best.json, trials.csv and epochs.csv; a search that was cut short goes on where it was."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     fetch_data(settings)
-    with connected(settings.ray, cpus=settings.search.concurrent):
-        sections = (settings.search, settings.adapter, settings.mask, settings.losses)
-        name = work_name("search", settings, *sections, weights_digest(settings))
-        results = _tuner(settings, name).fit()
-    if results.num_errors:
-        raise UserError(f"{results.num_errors} trials of the search failed; the first: {results.errors[0]}")
-    _write(settings, results)
-    discard(settings.ray.storage, name)
+    work = describe(settings)
+    try:
+        storage = study_storage(settings)
+        study = open_study(settings, storage, work)
+        with sole_driver(study, storage):
+            _drive(settings, study, storage, work)
+    except StorageInternalError:
+        raise UserError(
+            "the study storage does not answer any more: start it, and run the stage again; it goes on where it was."
+        ) from None
 
 
-def fetch_data(settings: Settings) -> None:
-    """Bring here what the stage reads, where it is not on this node."""
-    names = (*settings.with_role("train"), *settings.with_role("validate"))
-    fetch_missing(settings.root, [f"ingest@{name}" for name in names])
+def _drive(settings: Settings, study: optuna.Study, storage: RDBStorage, work: Work) -> None:
+    """Run what is left of the study, write what came of it, and clear up."""
+    with stage_recorder(settings, study.study_name) as recorder:
+        start_run(settings, study, recorder)
+        record_ended(recorder, study)
+        name = f"{work.name}.{study.study_name}"  # another search of these settings has a folder of its own
+        if remaining(settings, study):
+            with connected(settings.ray, cpus=settings.search.concurrent, whole_gpus=False):
+                errors = _search(settings, study, f"{settings.ray.storage}/{name}", recorder)
+            check(settings, study, storage, errors)
+        _write(settings, study)
+        table = settings.root / "search" / "trials.csv"
+        recorder.keep(study.study_name, table.name, table.read_text(encoding="utf-8"))
+    if in_checkout(settings.root):  # what a job leaves is taken by the stage that runs here after it
+        discard(settings.ray.storage, name)
+        finish_study(study)  # last: a stage that is killed before goes on with this study, and clears up then
 
 
-def trial(point: dict[str, Any], settings: Settings) -> None:
-    """Train one candidate, and report its score on the `validate` datasets after every epoch."""
-    torch.set_num_threads(1)
-    fetch_data(settings)
-    found = Hyperparameters.of(point, settings.losses)
-    recipe = make_recipe(settings, settings.search.optimisation, found)
-    # Each trial finds the frames anew: their places in files are those of its node.
-    tables = [settings.table(dataset) for dataset in settings.with_role("train")]
-    frames, validation = (load_frames(tables, split, settings.search.frames) for split in ("train", "val"))
-    trainer = Trainer(build_detector(settings, found), recipe, frames, validation)
-    while not trainer.finished:
-        line = trainer.run_epoch()
-        scores = score(trainer.detector, settings, settings.with_role("validate"))
-        tune.report({**line, "score": macro_video_auc(scores)})
+def describe(settings: Settings) -> Work:
+    """The name and the identity of a study of these settings; how many trials, and where, is part of neither."""
+    search, weights = settings.search, weights_digest(settings)
+    own = search.model_dump(mode="json", exclude={"trials", "concurrent", "study"})
+    known = digests(settings)
+    data = {role: {dataset: known[dataset] for dataset in settings.with_role(role)} for role in get_args(Role)}
+    used = {role: data[role] for role in ("train", "validate")}
+    name = work_name("search", settings, own, settings.adapter, settings.mask, settings.losses, weights, used)
+    identity = {
+        "seed": settings.seed,
+        "crop": settings.crop,
+        "backbone": [settings.backbone.model_dump(mode="json"), weights],
+        "adapter": settings.adapter.model_dump(mode="json", exclude={"cache"}),
+        "mask": settings.mask,
+        "losses": settings.losses,
+        "search.frames": search.frames,
+        "search.optimisation": search.optimisation,
+        "search.space": search.space,
+        SECOND_OBJECTIVE: search.second_objective and search.second_objective.name,
+        "data": used,
+    }
+    return Work(name, identity, data)
 
 
-def search_space(space: SearchSpace, names: Sequence[str]) -> dict[str, Any]:
-    """params.yaml's ranges of some hyper-parameters as Optuna's."""
-    distributions: dict[str, Any] = {}
-    for name in names:
-        bounds = getattr(space, name)
-        if isinstance(bounds, Choice):
-            distributions[name] = optuna.distributions.CategoricalDistribution(bounds.values)
-        else:
-            log = bounds.type == "loguniform"
-            distributions[name] = optuna.distributions.FloatDistribution(bounds.lower, bounds.upper, log=log)
-    return distributions
+def start_run(settings: Settings, study: optuna.Study, recorder: Recorder) -> None:
+    """Begin the search's run, below which each trial has its own, or go on with it."""
+    parameters = {"search": settings.search.model_dump(mode="json"), "seed": settings.seed}
+    tags = {"stage": "search", "study": study.study_name, **lineage(settings, digests(settings))}
+    recorder.start(study.study_name, "search", parameters, tags)
 
 
-def _tuner(settings: Settings, name: str) -> tune.Tuner:
-    search = settings.search
-    trainable = tune.with_resources(tune.with_parameters(trial, settings=settings), {"CPU": 1})
-    path = f"{settings.ray.storage}/{name}"
-    if tune.Tuner.can_restore(path):
-        return tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
-    space = search_space(search.space, settings.searched)
-    trials = search.trials if space else 1  # without anything to search, one run says what the method reaches
-    sampler = optuna.samplers.TPESampler(seed=settings.seed)
-    return tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            metric="score",
-            mode="max",
-            num_samples=trials,
-            max_concurrent_trials=search.concurrent,
-            search_alg=OptunaSearch(space, metric="score", mode="max", sampler=sampler) if space else None,
-        ),
-        run_config=tune.RunConfig(
-            name=name, storage_path=settings.ray.storage, verbose=0, callbacks=[TrialProgress(trials)]
-        ),
-    )
+def _search(settings: Settings, study: optuna.Study, folder: str, recorder: Recorder) -> Sequence[Exception]:
+    """Run what is left of a study's trials; `folder` is for their work in progress.
+
+    Returns:
+        Why processes of trials were given up.
+    """
+    tables = share_tables(settings)
+    trainable = tune.with_parameters(TrialRun, settings=settings, tables=tables, work=folder)
+    errors: Sequence[Exception] = run_trials(trainable, settings, study, folder, recorder).errors
+    return errors
 
 
-class TrialProgress(tune.Callback):
-    """A progress bar over the trials."""
-
-    def __init__(self, trials: int) -> None:
-        self._trials = trials
-
-    def setup(self, **info: object) -> None:
-        """Show the bar when the search begins."""
-        self._bar = Progress(console=Console(stderr=True))
-        self._task = self._bar.add_task("search", total=self._trials)
-        self._bar.start()
-
-    def on_trial_complete(self, **info: object) -> None:
-        """One more trial is done."""
-        self._bar.advance(self._task)
-
-    def on_experiment_end(self, **info: object) -> None:
-        """Leave the bar as it is."""
-        self._bar.stop()
+def share_tables(settings: Settings) -> Tables | None:
+    """The frames of all trials, decoded once; None where each process has to read its own."""
+    tables = load_tables(settings)
+    frames, validation = share(tables, partial(fetch_data, settings))
+    return (frames, validation) if shared(frames) and shared(validation) else None
 
 
-def _write(settings: Settings, results: tune.ResultGrid) -> None:
-    """The best point, and one line for each trial."""
-    folder = settings.root / "search"
-    folder.mkdir(exist_ok=True)
-    trials = results.get_dataframe()
-    table = trials[[f"config/{name}" for name in settings.searched] + ["score", "val_auc", "time_total_s"]]
-    table = table.rename(columns=lambda column: column.removeprefix("config/")).reset_index(drop=True)
-    table.to_csv(folder / "trials.csv", index_label="trial")
-    best = results.get_best_result("score", "max")
-    found = Hyperparameters.of(best.config, settings.losses)
-    scores = np.array(table["score"])
-    (folder / "best.json").write_text(
-        json.dumps(
-            {
-                "hyperparameters": asdict(found),
-                "score": best.metrics["score"],
-                "trials": len(table),
-                "median_score": float(np.median(scores)),
-                "datasets": settings.with_role("validate"),
-            },
-            indent=2,
+def check(settings: Settings, study: optuna.Study, storage: BaseStorage, errors: Sequence[Exception]) -> None:
+    """Raise the first error where no trial came to its end; a study in which nothing succeeded is not kept.
+
+    Args:
+        settings: how many trials there should be.
+        study: after its trials.
+        storage: of the study.
+        errors: why processes of trials were given up.
+
+    Raises:
+        UserError: Ctrl-C stopped the trials; what the first that failed found, or that its process died.
+        Exception: of Ray's, which shows where in the code it failed.
+    """
+    if left := remaining(settings, study):
+        raise UserError(
+            f"the search stopped with {left} trials to go: run the stage again, and it goes on from there."
         )
-        + "\n"
+    failed = [trial for trial in own_trials(study) if trial.state is TrialState.FAIL]
+    mistakes = [trial.user_attrs["error"] for trial in failed if "error" in trial.user_attrs]
+    died = [(str(error).strip() or repr(error)).splitlines()[-1] for error in errors]  # the end of a stack trace
+    if complete(study):
+        if failed:
+            first = (*mistakes, *died, "its process died")[0]
+            STDERR.print(
+                f"{len(failed)} trials of the search failed; the first: {first}", markup=False, highlight=False
+            )
+        return
+    optuna.delete_study(study_name=study.study_name, storage=storage)
+    if mistakes:
+        raise UserError(f"all {len(failed)} trials of the search failed; the first: {mistakes[0]}")
+    if errors and not isinstance(errors[0], RayActorError):
+        raise errors[0]
+    raise UserError(
+        "the processes of all trials of the search died, as where memory runs out: lower search.concurrent, "
+        "search.optimisation.batch_size or the ranks of search.space."
     )
-    Console(stderr=True).print(f"search: best of {len(table)} trials {best.metrics['score']:.3f} with {best.config}")
+
+
+def _write(settings: Settings, study: optuna.Study) -> None:
+    """The point that is taken, and one line for each trial and each epoch."""
+    folder, search = settings.root / "search", settings.search
+    folder.mkdir(exist_ok=True)
+    table = trials_table(study, settings.searched, search)
+    table.to_csv(folder / "trials.csv", index=False)
+    epochs_table(study).to_csv(folder / "epochs.csv", index=False)
+    chosen, states = chosen_trial(study, search), table["state"]
+    found = Hyperparameters.of(chosen.params, settings.losses, settings.searched)
+    best: dict[str, Any] = {
+        "hyperparameters": asdict(found),
+        "score": chosen.values[0],
+        "trial": chosen.number,
+        "trials": len(table),
+        "stopped": int((states == "PRUNED").sum()),
+        "failed": int((states == "FAIL").sum()),
+        "median_score": float(table.loc[states == "COMPLETE", "score"].median()),
+        "datasets": settings.with_role("validate"),
+        "study": study.study_name,
+    }
+    if search.second_objective is not None:
+        best["second_objective"] = {**search.second_objective.model_dump(), "value": chosen.values[1]}
+        best["front"] = front(study)
+    (folder / "best.json").write_text(json.dumps(best, indent=2) + "\n")
+    STDERR.print(f"search: best of {len(table)} trials {chosen.values[0]:.3f} with {chosen.params}", highlight=False)
 
 
 if __name__ == "__main__":

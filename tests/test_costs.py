@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
 
 
 def test_the_stages_that_made_the_model_are_counted(settings: Settings) -> None:
-    trials = pd.DataFrame({"trial": [0, 1, 2], "rank": [8, 16, 8], "time_total_s": [100.0, 50.0, 30.0]})
+    trials = pd.DataFrame({"trial": [0, 1, 2], "rank": [8, 16, 8], "seconds": [100.0, 50.0, 30.0]})
     costs = read_costs(settings, trials)
     assert [cost.what for cost in costs.stages] == ["ingest@swap", "train"]
     assert costs.stages[1] == Cost("train", 200.0, 390.0, 3 * 2**30, pytest.approx(0.2))
@@ -42,12 +42,12 @@ def test_the_stages_that_made_the_model_are_counted(settings: Settings) -> None:
 
 def test_without_a_price_there_is_time_alone(settings: Settings) -> None:
     free = settings.model_copy(update={"evaluate": settings.evaluate.model_copy(update={"price_per_hour": None})})
-    costs = read_costs(free, pd.DataFrame({"trial": [0], "time_total_s": [12.0]}))
+    costs = read_costs(free, pd.DataFrame({"trial": [0], "seconds": [12.0]}))
     assert {cost.price for cost in (*costs.stages, costs.total, *costs.trials)} == {None}
 
 
 def test_a_single_trial_has_the_machine_for_itself() -> None:
-    (cost,) = trial_costs(pd.DataFrame({"trial": [0], "time_total_s": [1800.0]}), concurrent=4, price_per_hour=2.0)
+    (cost,) = trial_costs(pd.DataFrame({"trial": [0], "seconds": [1800.0]}), concurrent=4, price_per_hour=2.0)
     assert cost.price == pytest.approx(1.0)
     assert total_of([]) == Cost("all", 0, 0, 0, None)
 

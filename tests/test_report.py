@@ -30,6 +30,7 @@ from masm.slices import slice_table
 from tests.data import tables
 from tests.test_evaluation import DECISIONS, make_scores
 from tests.test_robustness import with_distortions
+from tests.test_search_plots import make_outcome
 from tests.test_separability import make_embeddings
 
 COSTS = Costs(
@@ -48,16 +49,6 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
     }
     rng = np.random.default_rng((1,))
     layers = [f"blocks.{b}.{kind}" for b in range(6) for kind in ("attn.qkv.q", "attn.qkv.v", "mlp.fc1")]
-    trials = pd.DataFrame(
-        {
-            "trial": range(12),
-            "score": [*rng.uniform(0.7, 0.95, 11), np.nan],
-            "rank": rng.choice([4, 8, 16], 12),
-            "lambda_orth": 10 ** rng.uniform(-2, 1, 12),
-            "grouping": rng.choice(["interleaved", "contiguous"], 12),
-            "subspaces": 4,
-        }
-    )
     numbers = scores["adapted"]["video_id"].str.split("_").str[0].astype(int)
     scores["adapted"] = with_distortions(scores["adapted"].assign(face_size=60.0 + numbers), people=8)
     frames = scores["adapted"].query("frame_index == 0 and level == 0").assign(sample_id="s")
@@ -93,7 +84,7 @@ def make_inputs(names: tuple[str, ...] = ("upsample", "denoise", "phone")) -> Re
             columns=["dataset", "method", "subspace", "share", "frames"],
         ),
         separability=separability(frames, make_embeddings(frames), seed=0),
-        trials=trials,
+        search=make_outcome(),
         costs=COSTS,
         datasets=[
             DatasetCard("swap", "train", 80, 640, 2560, "d41d8cd98f00b204e9800998ecf8427e", "CC BY 4.0"),
@@ -186,7 +177,7 @@ def test_report_needs_nothing_from_outside(html: str) -> None:
 
 def test_plots_are_well_formed_and_refer_to_identifiers_that_are_there(html: str) -> None:
     plots = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(plots) == 2 + 3 + 3 + 3 + 6 + 3 + 1 + 3 + 2 + 2 + 2
+    assert len(plots) == 2 + 3 + 3 + 3 + 6 + 3 + 1 + 3 + 2 + 2 + 3
     for svg in plots:
         ElementTree.fromstring(svg)
         referred = set(re.findall(r'(?:url\(|href=")#([\w-]+)', svg))
@@ -233,7 +224,7 @@ def test_parts_that_did_not_run_are_said_to_be_absent(inputs: ReportInputs, tmp_
             inputs,
             history=empty,
             masks=[],
-            trials=empty,
+            search=replace(make_outcome(1, 1), ranges={}),
             differences={},
             delong={},
             shares=empty,
@@ -244,7 +235,7 @@ def test_parts_that_did_not_run_are_said_to_be_absent(inputs: ReportInputs, tmp_
         ),
     )
     html = path.read_text()
-    absent = ["No embeddings", "No history", "no layer mask", "no search", "no artifact subspaces"]
+    absent = ["No embeddings", "No history", "no layer mask", "nothing to search", "no artifact subspaces"]
     for sentence in (*absent, "No frames were distorted", "No column", "No pictures were asked for"):
         assert sentence in html
 

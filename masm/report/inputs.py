@@ -11,6 +11,7 @@ import pandas as pd
 from masm.costs import Costs
 from masm.decisions import Decision, Level
 from masm.delong import Difference
+from masm.plots.search import Outcome
 from masm.plots.subspaces import MaskState
 from masm.report.mistakes import Mistake
 from masm.robustness import Robustness
@@ -68,7 +69,7 @@ class ReportInputs:
         steps: number of training steps.
         shares: columns dataset, method, subspace, share and frames; empty without subspaces.
         separability: of the adapted model's embeddings; without rows where none were asked for.
-        trials: columns trial, score (NaN where it failed) and one per searched setting; empty without search.
+        search: what it tried, and what came of it.
         costs: of the stages before this one, and of the trials.
         datasets: every dataset that the model or its choice has seen, or that judges it.
         candidates: how many models these test datasets have judged so far, this one included.
@@ -92,7 +93,7 @@ class ReportInputs:
     steps: int
     shares: pd.DataFrame
     separability: Separability
-    trials: pd.DataFrame
+    search: Outcome
     costs: Costs
     datasets: Sequence[DatasetCard]
     candidates: int

@@ -17,9 +17,10 @@ from masm.files import write_text
 from masm.plots.curves import det, ladder, reliability, roc
 from masm.plots.embeddings import embedding_map
 from masm.plots.scores import histogram, intervals
+from masm.plots.search import search_plots
 from masm.plots.style import BLUE, VERMILION
 from masm.plots.subspaces import free_shares, mask_course, mask_map, share_map
-from masm.plots.training import line, parallel_coordinates, trial_scores
+from masm.plots.training import line
 from masm.report.inputs import METHODS, ReportInputs
 from masm.scorecard import DatasetRow, Estimate, Scorecard, number, signed
 from masm.separability import GROUPINGS, NEIGHBOURS
@@ -84,7 +85,7 @@ def _plots(inputs: ReportInputs) -> dict[str, list[Markup]]:
         "masks": _mask_plots(inputs),
         "shares": [] if inputs.shares.empty else [share_map(inputs.shares)],
         "embeddings": _embedding_maps(inputs.separability.points),
-        "trials": _trial_plots(inputs.trials),
+        "search": list(search_plots(inputs.search).values()),
     }
     # matplotlib escapes the text that it writes, so the template need not do it again.
     return {section: [Markup(svg) for svg in svgs] for section, svgs in drawn.items()}
@@ -181,9 +182,3 @@ def _embedding_maps(points: pd.DataFrame) -> list[str]:
     named = points.assign(label=points["label"].map({0: "real", 1: "fake"}))
     xy = points[["x", "y"]].to_numpy()
     return [embedding_map(f"by {grouping}", xy, named[grouping].tolist()) for grouping in GROUPINGS]
-
-
-def _trial_plots(trials: pd.DataFrame) -> list[str]:
-    if trials.empty or trials["score"].notna().sum() == 0:
-        return []
-    return [trial_scores(trials), parallel_coordinates(trials)]
