@@ -20,11 +20,10 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
 from masm import __version__
 from masm.comparison import compare_candidates, markdown_table
+from masm.console import STDERR, Progress
 from masm.data.frames import Frames, load_frames
 from masm.data.versions import digests, fetch_missing
 from masm.errors import UserError
@@ -32,7 +31,8 @@ from masm.evaluation import macro_video_auc
 from masm.hyperparameters import Hyperparameters, build_detector, make_recipe, weights_digest
 from masm.scoring import score
 from masm.settings import FROZEN, Candidate, Comparison, Settings, fingerprint
-from masm.training import Trainer, defined
+from masm.training import Trainer
+from masm.validation import defined
 from pipelines import run_stage
 
 
@@ -100,14 +100,14 @@ def main(settings: Settings, name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tables = [settings.table(dataset) for dataset in settings.with_role("train")]
     frames, validation = load_frames(tables, "train"), load_frames(tables, "val")
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress() as bar:
         for run in bar.track(runs, description="compare"):
             if not is_done(run, folder):
                 execute(run, frames, validation, folder, bar)
     table = settings.path(comparison.table)
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(write_up(settings, name, runs, folder))
-    Console(stderr=True).print(f"compare: {len(runs)} runs; {table} has the table", highlight=False)
+    STDERR.print(f"compare: {len(runs)} runs; {table} has the table", highlight=False)
 
 
 def plan(settings: Settings, comparison: Comparison) -> list[Run]:

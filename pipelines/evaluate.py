@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
-from rich.progress import Progress
 
 from masm import __version__, registry
+from masm.console import STDERR, Progress
 from masm.costs import read_costs
 from masm.curves import det_points, reliability_points, roc_points
 from masm.data.findings import confounded_datasets
@@ -35,6 +34,7 @@ from masm.settings import OPERATION, Settings
 from masm.slices import slice_table
 from pipelines import run_stage
 from pipelines.scores import score_models
+from pipelines.searched import read_outcome
 
 MODELS = {ADAPTED: "detector", "probe": "probe"}
 """The models that are compared, and their folders under models/."""
@@ -69,7 +69,7 @@ def main(settings: Settings) -> None:
     _write_curves(reports, results, separated)
     write_report(reports / "report.html", _report_inputs(settings, results, shares, separated))
     figures = {name: number(card.video_auc.value) for name, card in results.cards.items()}
-    Console(stderr=True).print(f"evaluate: mean video AUC {figures}; reports/report.html shows all", highlight=False)
+    STDERR.print(f"evaluate: mean video AUC {figures}; reports/report.html shows all", highlight=False)
 
 
 def _results(
@@ -132,7 +132,7 @@ def _separability(settings: Settings, detector: Detector) -> Separability:
     path, folder, tests = settings.root / "reports/embeddings.parquet", MODELS[ADAPTED], settings.with_role("test")
     chosen = spread_frames(settings, tests, settings.evaluate.embedding_frames)
     origin = origin_of(settings, tests, f"models/{folder}", settings.root / "models" / folder)
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress() as bar:
         task = bar.add_task("embed", total=sum(map(len, chosen.values())))
         write_embeddings(path, detector, settings, chosen, origin, partial(bar.advance, task))
     return separability(*read_embeddings(path), settings.seed)
@@ -158,7 +158,7 @@ def _report_inputs(
 ) -> ReportInputs:
     """What the report shows, gathered from this stage and the former ones."""
     training = json.loads((settings.root / "models" / "train.json").read_text())
-    trials = pd.read_csv(settings.root / "search" / "trials.csv")
+    outcome = read_outcome(settings)
     client = registry.connect(settings.mlflow)
     method = settings.adapter.method
     return ReportInputs(
@@ -174,12 +174,12 @@ def _report_inputs(
         slices=results.slices,
         mistakes=_mistakes(settings, results),
         history=pd.DataFrame(training["history"]),
-        masks=training["mask_history"] if method == "masm" and settings.mask.kind != "none" else [],
+        masks=training["mask_history"] if _has_mask(settings, training) else [],
         steps=training["steps"],
         shares=shares,
         separability=separated,
-        trials=trials.drop(columns=["val_auc", "time_total_s"]),
-        costs=read_costs(settings, trials),
+        search=outcome,
+        costs=read_costs(settings, outcome.trials),
         datasets=_dataset_cards(settings),
         candidates=len(registry.list_versions(client, settings.mlflow.model)) + 1,
         settings={**_shown(settings), "hyperparameters": training["hyperparameters"]},
@@ -188,6 +188,11 @@ def _report_inputs(
             **json.loads((settings.root / "models/detector/detector.json").read_text())["versions"],
         },
     )
+
+
+def _has_mask(settings: Settings, training: Mapping[str, Any]) -> bool:
+    kind = training["hyperparameters"].get("mask_kind") or settings.mask.kind
+    return settings.adapter.method == "masm" and kind != "none"
 
 
 def _verdict(results: Results) -> str:

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import Progress
-
+from masm.console import STDERR, Progress
 from masm.data.ingest import Jobs, ingest, outcome_of, run_in_processes, write_part
 from masm.errors import UserError
 from masm.settings import Settings
@@ -20,8 +18,7 @@ LISTED = 20
 
 def main(settings: Settings, dataset: str) -> None:
     """Write data/ROLE/DATASET, and say what could not be taken in."""
-    console = Console(stderr=True)
-    with Progress(console=console) as bar:
+    with Progress() as bar:
         task = bar.add_task(f"ingest {dataset}", total=None)
         with _workers(settings) as run_jobs:
             summary = ingest(
@@ -29,13 +26,13 @@ def main(settings: Settings, dataset: str) -> None:
             )
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in summary.outcomes.items())
     lost = len(summary.failures) + summary.outcomes["ok"] - sum(summary.outcomes.values())
-    console.print(f"{dataset}: videos: {outcomes}; {summary.frames} frames, {lost} frames lost")
+    STDERR.print(f"{dataset}: videos: {outcomes}; {summary.frames} frames, {lost} frames lost")
     for failure in summary.failures[:LISTED]:
         place = "" if failure["frame_index"] is None else f", frame {failure['frame_index']}"
         listed = f"  {failure['video_id']} ({failure['method']}{place}): {failure['outcome']}: {failure['reason']}"
-        console.print(listed, markup=False, highlight=False, soft_wrap=True)
+        STDERR.print(listed, markup=False, highlight=False, soft_wrap=True)
     if len(summary.failures) > LISTED:
-        console.print(f"  and {len(summary.failures) - LISTED} more in {settings.table(dataset) / 'failures.parquet'}")
+        STDERR.print(f"  and {len(summary.failures) - LISTED} more in {settings.table(dataset) / 'failures.parquet'}")
 
 
 @contextmanager
@@ -52,7 +49,7 @@ def _workers(settings: Settings) -> Iterator[Callable[[Jobs], Iterator[None]]]:
 
 def run_on_cluster(jobs: Jobs) -> Iterator[None]:
     """Run tasks on the connected cluster, whose nodes open the raw files at the same paths; parts are written here."""
-    from masm.cluster import run_remotely
+    from masm.parallel import run_remotely
 
     for (_, part), outcome in run_remotely(outcome_of, jobs):
         write_part(part, outcome)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,12 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint
-from rich.console import Console
-from rich.progress import Progress
 from safetensors.torch import save_file
 
 from masm.backbones import STARTER, build_backbone
 from masm.backbones.inspection import file_hash
-from masm.cluster import connected, discard
+from masm.cluster import connected
+from masm.console import STDERR, Progress
 from masm.data.importers.drawn import DrawnPhotograph
 from masm.data.importers.folder import FilePhotograph
 from masm.data.importers.photograph import Photograph
@@ -32,8 +29,9 @@ from masm.data.views import DRAWN_VIEWS, Viewing, Views, digest_of, drawn_people
 from masm.objective import ALONE, Place
 from masm.pretraining import Pretrainer, PretrainRecipe, TermWeights
 from masm.settings import Pretrain, Settings, fingerprint
+from masm.storage import discard
 from pipelines import run_stage
-from pipelines.workers import Group, Reporter, replicate, run_workers
+from pipelines.workers import Group, Reporter, replicate, report, run_workers
 
 NAME = "vit_tiny_patch16_224"  # timm's; these arguments make of it a transformer for small images
 ARGUMENTS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "depth": 6, "global_pool": "avg", "fc_norm": False}
@@ -137,22 +135,14 @@ def worker(config: dict[str, Any]) -> None:
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as folder:
             trainer.load(Path(folder))
-    report = Reporter(config["queue"], epoch=0)
+    show = Reporter(config["queue"], epoch=0)
     while not trainer.finished:
         trainer.step()
         done = len(trainer.losses)
         if place.rank == 0:
-            report(done, trainer.recipe.steps)
+            show(done, trainer.recipe.steps)
         if done % CHECKPOINT_STEPS == 0 or trainer.finished:
-            _leave_checkpoint(trainer)
-
-
-def _leave_checkpoint(trainer: Pretrainer) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        first = trainer.place.rank == 0
-        if first:
-            trainer.save(Path(folder))
-        ray.train.report(trainer.mean_losses(), checkpoint=Checkpoint.from_directory(folder) if first else None)
+            report(trainer.mean_losses(), trainer.save)
 
 
 def _photographs(settings: Settings) -> list[FilePhotograph]:
@@ -189,11 +179,11 @@ def _views(settings: Settings, photographs: Sequence[FilePhotograph], stored: Pa
     chosen, size, patch = settings.pretrain, ARGUMENTS["img_size"], ARGUMENTS["patch_size"]
     viewings = [Viewing(photo, DRAWN_VIEWS, size, patch, settings.seed) for photo in _drawn(settings)]
     viewings += [Viewing(photo, chosen.views, size, patch, settings.seed) for photo in photographs]
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress() as bar:
         task = bar.add_task("views", total=len(viewings))
         views = make_views(viewings, lambda done: bar.update(task, completed=done))
     for name, reason in views.unusable.items():
-        Console(stderr=True).print(f"pretrain: {name} gives no face: {reason}", style="yellow", highlight=False)
+        STDERR.print(f"pretrain: {name} gives no face: {reason}", style="yellow", highlight=False)
     stored.parent.mkdir(parents=True, exist_ok=True)
     views.save(stored)
     return views

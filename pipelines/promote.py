@@ -30,12 +30,14 @@ from masm.scorecard import ADAPTED
 from masm.scores import read_scores
 from masm.serving.packaging import ModelFiles
 from masm.settings import Settings
+from masm.tracking import journal_roots, send_unsent
+from masm.tracking.store import address, open_experiment
 from pipelines import run_stage
 
 
 @dataclass(frozen=True)
 class Results:
-    """What the former stages left, read from their files."""
+    """What the former stages left, read from their files; `runs` are keys of MLflow runs by stage."""
 
     detector: Path
     files: tuple[Path, ...]
@@ -44,6 +46,7 @@ class Results:
     scores: pd.DataFrame
     confounded: dict[str, str]
     report: Path
+    runs: dict[str, str]
 
 
 def main(settings: Settings) -> None:
@@ -52,7 +55,9 @@ def main(settings: Settings) -> None:
     tags = {**lineage(settings, digests(settings)), "backbone.sha256": results.training["backbone_sha256"]}
     challenger = make_contender(settings, results, tags)
     client = registry.connect(settings.mlflow)
+    send_unsent(settings.mlflow, *journal_roots(settings))
     with registry.answering(settings.mlflow):
+        tags |= stage_runs(settings, results)
         with STDERR.status("promote: record the run and its model"):
             run = registry.log_run(make_record(settings, results, tags), model_files(settings, results.detector))
         with STDERR.status("promote: compare with the champion"):
@@ -103,11 +108,22 @@ def read_results(root: Path) -> Results:
     for path in (root / "models" / "detector" / "detector.json", *files.values()):
         if not path.is_file():
             raise UserError(f"{path} is missing: `dvc repro promote` runs the stage that makes it.")
-    training, metrics = (json.loads(files[key].read_text(encoding="utf-8")) for key in ("training", "metrics"))
+    training, search, metrics = (
+        json.loads(files[key].read_text(encoding="utf-8")) for key in ("training", "search", "metrics")
+    )
+    keys = {"search": search.get("study"), "train": training.get("run")}
+    runs = {stage: key for stage, key in keys.items() if key}
     adapted = read_scores(files["scores"])[ADAPTED]
     confounded = confounded_datasets(files["checks"])
     detector, report = root / "models" / "detector", files["report"]
-    return Results(detector, tuple(files.values()), training, metrics, adapted, confounded, report)
+    return Results(detector, tuple(files.values()), training, metrics, adapted, confounded, report, runs)
+
+
+def stage_runs(settings: Settings, results: Results) -> dict[str, str]:
+    """Tags that name the MLflow runs of the search and of the training, where MLflow has them."""
+    experiment = open_experiment(settings.mlflow)
+    found = {f"{stage}_run_id": experiment.find(key) for stage, key in results.runs.items()}
+    return {tag: run.info.run_id for tag, run in found.items() if run is not None}
 
 
 def make_contender(settings: Settings, results: Results, tags: dict[str, str]) -> Contender:
@@ -130,9 +146,10 @@ def make_record(settings: Settings, results: Results, tags: dict[str, str]) -> R
     texts = {"environment.txt": "\n".join(environment()) + "\n"}
     if changes := code_changes(settings.path(settings.code)):
         texts["uncommitted.diff"] = changes
-    found = results.training["hyperparameters"]
+    parameters = {**settings.model_dump(mode="json"), "hyperparameters": results.training["hyperparameters"]}
+    parameters["mlflow"]["tracking_uri"] = address(settings.mlflow)  # that of the environment may hold a password
     return Record(
-        parameters={**settings.model_dump(mode="json"), "hyperparameters": found},
+        parameters=parameters,
         tags=tags,
         metrics=results.metrics,
         history=results.training["history"],

@@ -9,9 +9,8 @@ from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import Progress
 
+from masm.console import Progress
 from masm.data.parts import Part, plan
 from masm.data.table import table_shards
 from masm.data.versions import fetch_missing, folder_md5, work_name
@@ -40,7 +39,7 @@ def score_models(
     plans = {name: plan(settings, tests, distorted=name == ADAPTED) for name in detectors}
     work = Work(settings.root / "data" / "work" / ".scores" / _name(settings, folders))
     jobs = [(name, part) for name, parts in plans.items() for part in work.missing(name, parts)]
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress() as bar:
         tasks = {name: bar.add_task(f"score, {name}", total=_frames(parts)) for name, parts in plans.items()}
         for name, parts in plans.items():
             bar.advance(tasks[name], _frames(parts) - _frames(part for model, part in jobs if model == name))
@@ -83,7 +82,8 @@ def _score_on_cluster(
     settings: Settings, detectors: Mapping[str, Detector], jobs: Sequence[Job], progress: Callable[[str, int], None]
 ) -> Iterator[tuple[Job, pa.Table]]:
     """Score jobs by `evaluate.workers` of Ray's workers, in any order."""
-    from masm.cluster import connected, run_on_actors  # Ray's import takes longer than a small dataset
+    from masm.cluster import connected  # Ray's import takes longer than a small dataset
+    from masm.parallel import run_on_actors
 
     run, workers = partial(score_remotely, settings), settings.evaluate.workers
     with connected(settings.ray, workers):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,7 +15,10 @@ from rich.table import Table
 
 from masm.cli.shared import JsonOption, ParamsOption
 from masm.console import STDERR
-from masm.settings import load_settings
+from masm.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 app = typer.Typer(help="The registered models.", no_args_is_help=True)
 
@@ -28,9 +32,8 @@ def registry_list(
     from masm import registry
     from masm.registry.tables import versions_table
 
-    settings = load_settings(params)
-    client, name = registry.connect(settings.mlflow), settings.mlflow.model
-    with registry.answering(settings.mlflow):
+    with _registry(params) as (settings, client):
+        name = settings.mlflow.model
         registry.notice(client, name)
         versions = registry.list_versions(client, name)
     _print(as_json, versions, lambda: versions_table(name, versions))
@@ -46,9 +49,8 @@ def registry_show(
     from masm import registry
     from masm.registry.tables import details_table
 
-    settings = load_settings(params)
-    client, name = registry.connect(settings.mlflow), settings.mlflow.model
-    with registry.answering(settings.mlflow):
+    with _registry(params) as (settings, client):
+        name = settings.mlflow.model
         registry.notice(client, name)
         found = registry.show(client, registry.resolve(client, name, version))
     _print(as_json, found, lambda: details_table(found))
@@ -66,9 +68,8 @@ def registry_compare(
     from masm.gate import compare_versions
     from masm.registry.tables import comparison_table
 
-    settings = load_settings(params)
-    client, name = registry.connect(settings.mlflow), settings.mlflow.model
-    with registry.answering(settings.mlflow):
+    with _registry(params) as (settings, client):
+        name = settings.mlflow.model
         versions = [registry.resolve(client, name, said) for said in (a, b)]
         with STDERR.status("compare"):
             rows = compare_versions(client, settings, *versions)
@@ -88,9 +89,8 @@ def registry_promote(
     from masm import registry
     from masm.gate import promote_version
 
-    settings = load_settings(params)
-    client, name = registry.connect(settings.mlflow), settings.mlflow.model
-    with registry.answering(settings.mlflow):
+    with _registry(params) as (settings, client):
+        name = settings.mlflow.model
         chosen = registry.resolve(client, name, version)
         with STDERR.status("promote"):
             verdict, row = promote_version(client, settings, chosen, "masm registry promote", force)
@@ -103,14 +103,22 @@ def registry_promote(
 @app.command("rollback")
 def registry_rollback(params: ParamsOption = Path("params.yaml")) -> None:
     """Make the former champion champion again; a second time undoes the first."""
-    from masm import registry
     from masm.gate import roll_back
+
+    with _registry(params) as (settings, client):
+        row = roll_back(client, settings, "masm registry rollback")
+    Console().print(f"{settings.mlflow.model} version {row.version} is {', '.join(row.aliases)}", highlight=False)
+
+
+@contextmanager
+def _registry(params: Path) -> Iterator[tuple[Settings, MlflowClient]]:
+    """The settings and the registry's client; where MLflow fails meanwhile, that is said in a sentence."""
+    from masm import registry
 
     settings = load_settings(params)
     client = registry.connect(settings.mlflow)
     with registry.answering(settings.mlflow):
-        row = roll_back(client, settings, "masm registry rollback")
-    Console().print(f"{settings.mlflow.model} version {row.version} is {', '.join(row.aliases)}", highlight=False)
+        yield settings, client
 
 
 def _print(as_json: bool, found: Any, table: Callable[[], Table]) -> None:
