@@ -7,7 +7,7 @@ SUDO := $(if $(filter-out 0,$(shell id -u)),sudo)
 # The whole run of the embedded data, or of photographs: make demo FACES=folder [BACKBONE=file] [DETECTOR=file]
 DEMO_OPTIONS := $(if $(FACES),--faces "$(FACES)") $(if $(BACKBONE),--backbone "$(BACKBONE)") $(if $(DETECTOR),--face-detector "$(DETECTOR)")
 
-.PHONY: setup demo test test-browser quick check ui lock
+.PHONY: setup demo test test-browser test-cluster quick check ui lock
 
 setup: .venv/.installed
 
@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/masm demo $(DEMO_OPTIONS)
 
 test: setup check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not browser" --cov --cov-report=term --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not browser and not cluster" --cov --cov-report=term --cov-fail-under=85
 
 # In the distribution's Chromium; its packages bring the driver of the same version.
 test-browser: setup
@@ -31,8 +31,17 @@ test-browser: setup
 		{ echo "make test-browser needs Chromium and chromedriver, and cannot install them here: install both." >&2; exit 2; }
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser tests/browser
 
+# A head and two nodes of Ray, PostgreSQL and MLflow's server, on machines of network namespaces. These need root: without
+# it, and without sudo, the machines are loopback addresses. No file of the checkout is written.
+test-cluster: setup
+	@{ command -v ip && { ls /usr/lib/postgresql/*/bin/initdb || command -v initdb; }; } >/dev/null 2>&1 || { command -v apt-get >/dev/null && \
+		$(SUDO) apt-get update -q && $(SUDO) apt-get install -q -y --no-install-recommends postgresql iproute2; } || \
+		{ echo "make test-cluster needs PostgreSQL and iproute2, and cannot install them here: install both." >&2; exit 2; }
+	$(if $(SUDO),$(shell command -v sudo)) env PYTHONDONTWRITEBYTECODE=1 OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -m cluster -p no:cacheprovider --durations=0 tests/cluster
+
 quick: setup
-	$(BIN)/python -m pytest -m "not slow and not ray and not browser"
+	$(BIN)/python -m pytest -m "not slow and not ray and not browser and not cluster"
 
 check: setup
 	$(BIN)/ruff check .
