@@ -27,7 +27,7 @@ from masm.adapters.cache import DecompositionCache
 from masm.backbones import Backbone, build_backbone
 from masm.detector import Detector
 from masm.losses import classification_loss
-from masm.training import add_penalty, clip_gradients, make_optimizer
+from masm.optimisation import add_penalty, clip_gradients, make_optimizer
 from tests.benchmarks.dense import dense_penalties, with_rebuilt_weights
 from tests.benchmarks.memory import bytes_of, peak_of
 from tests.benchmarks.output import Figures, show

@@ -14,11 +14,8 @@ the peak USS of a process that reads a whole epoch, once from a table of 10,000 
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 import tempfile
 import threading
-import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +35,7 @@ from masm.data.procedural import draw_face
 from masm.data.sampling import epoch_pairs
 from masm.data.table import write_table
 from tests.benchmarks.output import Figures, show
+from tests.benchmarks.rounds import by_turns
 from tests.data.tables import row
 
 SIDE, BATCH, THREADS = 224, 32, 2
@@ -111,14 +109,7 @@ def measure_speed(images: list[bytes], folder: Path) -> Figures:
         "decode": lambda: bare_decode(held, plan),
         "png": lambda: exhaust(loader),
     }
-    times = defaultdict(list)
-    for _ in range(ROUNDS + 1):
-        for name, way in ways.items():
-            before = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - before)
-    least = {name: min(own[1:]) for name, own in times.items()}  # the first round warms up
-    middle = {name: statistics.median(own[1:]) for name, own in times.items()}
+    least, middle = by_turns(ways, ROUNDS)
     return {
         "loader.of_decode": least["decode"] / least["loader"],
         "loader.of_decode_median": middle["decode"] / middle["loader"],

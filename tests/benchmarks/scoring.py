@@ -15,11 +15,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import statistics
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -47,6 +45,7 @@ from masm.scoring import score_parts
 from masm.settings import Settings
 from tests.benchmarks.data_loader import draw_images, table_rows
 from tests.benchmarks.output import Figures, show
+from tests.benchmarks.rounds import by_turns
 from tests.data.tables import FORGED, make_settings
 
 THREADS, ROUNDS = 2, 3
@@ -99,14 +98,7 @@ def measure_speed(root: Path) -> Figures:
         "forward": lambda: forward(detector, batches),
         "scoring": lambda: score_table(settings, detector),
     }
-    times = defaultdict(list)
-    for _ in range(ROUNDS + 1):
-        for name, way in ways.items():
-            before = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - before)
-    least = {name: min(own[1:]) for name, own in times.items()}  # the first round warms up
-    middle = {name: statistics.median(own[1:]) for name, own in times.items()}
+    least, middle = by_turns(ways, ROUNDS)
     return {
         "scoring.of_forward": least["forward"] / least["scoring"],
         "scoring.of_forward_median": middle["forward"] / middle["scoring"],
