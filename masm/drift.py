@@ -8,7 +8,6 @@ recording counts as one observation, however many frames it gave.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from scipy.stats import chi2, kstwo
 
 from masm.data.augment import to_float
 from masm.data.frames import Frames
-from masm.data.stored import decoded, in_order
+from masm.data.stored import Images, decoded, in_order, pick
 from masm.detector import Detector
 from masm.errors import UserError
 
@@ -109,12 +108,12 @@ def observe(detector: Detector, frames: Frames, batch_size: int) -> Sample:
     A recording is what was filmed: a real video and the fakes made of it are one.
     """
     rows = np.linspace(0, len(frames) - 1, min(FRAMES, len(frames))).round().astype(int)
-    embeddings, scores = _forward(detector, [frames.images[row] for row in rows.tolist()], batch_size)
+    embeddings, scores = _forward(detector, pick(frames.images, rows), batch_size)
     return Sample(scores, frames.sources[rows], embeddings)
 
 
 @torch.inference_mode()
-def _forward(detector: Detector, images: Sequence[bytes], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def _forward(detector: Detector, images: Images, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (n, D) and scores (n,), float64."""
     detector.eval()
     parts = [

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-import torch
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from rich.progress import Progress
 
 from masm import registry
-from masm.console import STDERR
+from masm.console import Progress
 from masm.data.faces import CropProfile
 from masm.data.findings import confounded_datasets
 from masm.data.parts import plan
@@ -41,12 +37,11 @@ from masm.registry import Lock, Version
 from masm.report import insert_verdict
 from masm.scorecard import ADAPTED
 from masm.scores import read_scores
-from masm.scoring import on_device, probabilities, score
+from masm.scoring import crop_latency, on_device, score
 from masm.settings import Settings
 
 Basis = dict[str, str | None]
 """What scores must have in common to be compared: the tags of the protocol and of the test datasets' tables."""
-TIMED = 20  # crops of which the latency is the median
 
 
 def decide(
@@ -153,7 +148,7 @@ def _scores_by(folder: Path, settings: Settings, version: ModelVersion, basis: B
     if CropProfile(**detector.card["crop"]) != crop_profile(settings):
         raise UserError(f"{named} was made for other crops than the tables here have: compare the two by hand.")
     tests = settings.with_role("test")
-    with Progress(console=STDERR) as bar:
+    with Progress() as bar:
         task = bar.add_task(f"score {named} anew", total=sum(len(part.rows) for part in plan(settings, tests)))
         return score(on_device(detector), settings, tests, partial(bar.advance, task))
 
@@ -198,15 +193,7 @@ def latency_of(folder: Path, settings: Settings) -> float:
     if settings.gate.max_latency_ms is None:
         return float("nan")
     detector = Detector.load(folder, merged=True)
-    size = int(detector.card["crop"]["size"])
-    crop = torch.zeros(1, 3, size, size, dtype=torch.uint8)
-    probabilities(detector, crop)  # the first one warms up
-    seconds = []
-    for _ in range(TIMED):
-        start = time.perf_counter()
-        probabilities(detector, crop)
-        seconds.append(time.perf_counter() - start)
-    return 1000 * float(np.median(seconds))
+    return crop_latency(detector, int(detector.card["crop"]["size"]))
 
 
 def promote_version(

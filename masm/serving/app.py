@@ -2,40 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
+import difflib
 import logging
-import math
-import os
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import ray
-import torch
-from fastapi import FastAPI
 from ray import serve
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from masm import registry
-from masm.cluster import connected
-from masm.data.images import ImageError
+from masm.cluster import connected, gpu_share
 from masm.errors import UserError
-from masm.serving.batching import Batcher
-from masm.serving.bodies import Upload
-from masm.serving.follower import Follower, Served
-from masm.serving.results import NO_FACE, OK, ImageResult, VideoResult
-from masm.serving.scorer import Outputs, Scorer
+from masm.serving.replica import Service
 from masm.serving.shared import Shared
-from masm.serving.web import build_app
-from masm.settings import Serving, Settings
-
-Result = TypeVar("Result")
+from masm.settings import Serving, Settings, api_key, load_settings
 
 APPLICATION = "masm"
 QUIET = {"enable_access_log": False}
@@ -47,123 +33,6 @@ LOST_POLLS, LOST_SECONDS = 10, 60.0
 """A replica that has not reported for so many polls, and so long, is lost; a large model takes a while to load."""
 MLFLOW_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 """A server that is away is asked again by the next poll, not for four minutes by one."""
-
-
-class Swaps:
-    """Tells the counts and the operator of a replica's swaps."""
-
-    def __init__(self, shared: ActorHandle, replica: str) -> None:
-        self._shared, self._replica = shared, replica
-
-    def taken(self, version: str) -> None:
-        """See `follower.Observer`."""
-        self._shared.tell.remote(f"version {version} serves ({self._replica})")
-
-    def serves(self, version: str) -> None:
-        """See `follower.Observer`."""
-        self._shared.count.remote("serves", self._replica, version)
-
-    def refused(self, version: str, reason: str) -> None:
-        """See `follower.Observer`."""
-        self._shared.count.remote("refused")
-        self._shared.tell.remote(f"version {version} is refused ({self._replica}): {reason}")
-
-
-class Service:
-    """A replica: a model, its follower, and the threads that decode and compute; see `web.Service`."""
-
-    def __init__(self, settings: Settings, uri: str, shared: ActorHandle, key: str | None) -> None:
-        self._serving, self._shared, self._key = settings.serving, shared, key
-        threads = max((os.cpu_count() or 1) // self._serving.replicas, 1)
-        torch.set_num_threads(threads)
-        self._decoding = ThreadPoolExecutor(threads)
-        self._computing = ThreadPoolExecutor(1)
-        wait = self._serving.batch_wait_ms / 1000
-        self._batcher = Batcher(self._serving.batch_size, wait, lambda crops: self._count("batch", crops))
-        client = registry.connect(settings.mlflow)
-        swaps = Swaps(shared, serve.get_replica_context().replica_tag)
-        self.follower = Follower(client, uri, self._serving, swaps)
-        self.follower.start()
-
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        """The app, once the replica is there."""
-        return build_app(self, self._serving, self._key)
-
-    def __del__(self) -> None:
-        """Ray Serve calls it when it ends a replica."""
-        with suppress(AttributeError):  # it has not come so far
-            self.follower.close()
-
-    async def score_image(self, served: Served, upload: Upload, shares: bool) -> ImageResult:
-        """Judge an image."""
-        try:
-            faces = await self._in(self._decoding, lambda: served.scorer.find_in_image(upload()))
-        except ImageError as error:
-            self._count("scored", "unusable", 0)
-            return ImageResult(str(error))
-        outputs = await self._outputs(served.scorer, [face.crop for face in faces], shares)
-        self._count("scored", OK if faces else NO_FACE, len(faces))
-        return served.scorer.judge_image(faces, outputs)
-
-    async def gather_images(self, served: Served, images: list[Upload], shares: bool) -> list[ImageResult]:
-        """See `web.Service`."""
-        return await asyncio.gather(*(self.score_image(served, upload, shares) for upload in images))
-
-    async def score_video(self, served: Served, data: bytes, shares: bool) -> VideoResult:
-        """See `web.Service`."""
-        longest = self._serving.max_video_seconds
-        try:
-            frames = await self._in(self._decoding, served.scorer.find_in_video, data, longest)
-        except ImageError as error:
-            self._count("scored", NO_FACE if str(error) == NO_FACE else "unusable", 0)
-            return VideoResult(str(error))
-        outputs = await self._outputs(served.scorer, [frame.crop for frame in frames], shares)
-        self._count("scored", OK, len(frames))
-        return served.scorer.judge_video(frames, outputs)
-
-    async def waiting_time(self, client: str) -> float:
-        """See `web.Service`."""
-        if self._serving.requests_per_minute is None:
-            return 0.0
-        return await _answer(self._shared.waiting_time.remote(client), 0.0)
-
-    def charge(self, client: str, requests: int) -> None:
-        """See `web.Service`."""
-        if self._serving.requests_per_minute is not None and requests:
-            self._shared.charge.remote(client, requests)
-
-    async def versions(self) -> Mapping[str, str]:
-        """See `web.Service`."""
-        return await _answer(self._shared.versions.remote(), {})
-
-    async def metrics(self) -> bytes:
-        """See `web.Service`."""
-        return await _answer(self._shared.exposition.remote(), b"")
-
-    def answered(self, path: str, status: int, seconds: float) -> None:
-        """See `web.Service`."""
-        self._count("request", path, status, seconds)
-
-    def _count(self, what: str, *values: Any) -> None:
-        self._shared.count.remote(what, *values)
-
-    async def _outputs(self, scorer: Scorer, crops: list[np.ndarray], shares: bool) -> Outputs:
-        """What the model says of a request's crops, which share their passes with other requests'."""
-        logits = await asyncio.gather(*(asyncio.wrap_future(self._batcher.logit(scorer, crop)) for crop in crops))
-        if not (shares and crops):
-            return Outputs(np.array(logits, np.float64))
-        return Outputs(np.array(logits), await self._in(self._computing, scorer.shares, np.stack(crops)))
-
-    async def _in(self, pool: ThreadPoolExecutor, call: Callable[..., Result], *arguments: Any) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(pool, call, *arguments)
-
-
-async def _answer(asked: Awaitable[Result], otherwise: Result) -> Result:
-    """What the actor of the counts says; while it is started again, requests are answered without it."""
-    try:
-        return await asked
-    except RayError:
-        return otherwise
 
 
 @contextmanager
@@ -182,24 +51,57 @@ def running(settings: Settings, uri: str, key: str | None) -> Iterator[tuple[str
     registry.find_version(registry.connect(settings.mlflow), uri)
     _check_port(serving.host, serving.port)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with connected(settings.ray, serving.replicas):
-        forgotten_after = max(LOST_POLLS * serving.poll_seconds, LOST_SECONDS)
-        actor = ray.remote(Shared).options(num_cpus=0, max_restarts=-1)
-        shared = actor.remote(serving.requests_per_minute, forgotten_after)
+    with connected(settings.ray, serving.replicas, whole_gpus=False):
+        shared = _share(serving)
         options = {"host": serving.host, "port": serving.port, "request_timeout_s": PATIENCE}
         serve.start(proxy_location="HeadOnly", http_options=options, logging_config=QUIET)
-        replica = serve.deployment(serve.ingress()(Service)).options(
-            num_replicas=serving.replicas,
-            max_ongoing_requests=IN_FLIGHT,
-            graceful_shutdown_timeout_s=10,
-            ray_actor_options=_resources(serving.replicas),
-            logging_config=QUIET,
-        )
         try:
-            _deploy(replica.bind(settings, uri, shared, key))
+            _deploy(_bind(settings, uri, shared, key))
             yield f"http://{serving.host}:{serving.port}", shared
         finally:
             _end(settings.ray.address)
+
+
+def build(arguments: dict[str, str]) -> serve.Application:
+    """The application for `serve deploy` and KubeRay's RayService, by import_path masm.serving.app:build.
+
+    What replicas share outlives the process that builds; a later build with the same limits finds it again.
+
+    Args:
+        arguments: `params`, a params.yaml that every node has; `model`, a models:/ address, else the champion.
+
+    Raises:
+        UserError: another argument.
+    """
+    for name in arguments.keys() - {"params", "model"}:
+        near = difflib.get_close_matches(name, ["params", "model"], n=1)
+        raise UserError(f"there is no argument {name!r}; did you mean {near[0] if near else 'params or model'}?")
+    if api_key() is None:
+        logging.getLogger("ray.serve").warning("whoever reaches the service is answered: set MASM_API_KEY")
+    settings = load_settings(arguments.get("params", "params.yaml"))
+    uri = arguments.get("model", f"models:/{settings.mlflow.model}@champion")
+    name = f"{APPLICATION}-{settings.serving.requests_per_minute}-{settings.serving.poll_seconds:g}"
+    shared = _share(settings.serving, name=name, namespace=APPLICATION, lifetime="detached", get_if_exists=True)
+    return _bind(settings, uri, shared, api_key())
+
+
+def _share(serving: Serving, **options: Any) -> ActorHandle:
+    """The actor that holds what replicas have to know of each other."""
+    forgotten_after = max(LOST_POLLS * serving.poll_seconds, LOST_SECONDS)
+    actor = ray.remote(Shared).options(num_cpus=0, max_restarts=-1, **options)
+    return actor.remote(serving.requests_per_minute, forgotten_after)
+
+
+def _bind(settings: Settings, uri: str, shared: ActorHandle, key: str | None) -> serve.Application:
+    """The one deployment."""
+    replica = serve.deployment(serve.ingress()(Service)).options(
+        num_replicas=settings.serving.replicas,
+        max_ongoing_requests=IN_FLIGHT,
+        graceful_shutdown_timeout_s=10,
+        ray_actor_options=_resources(settings.serving.replicas),
+        logging_config=QUIET,
+    )
+    return replica.bind(settings, uri, shared, key)
 
 
 def _deploy(application: serve.Application) -> None:
@@ -220,11 +122,6 @@ def _end(cluster: str | None) -> None:
 def _resources(replicas: int) -> dict[str, Any]:
     share = gpu_share(replicas, int(ray.cluster_resources().get("GPU", 0)))
     return {"num_cpus": 1, "num_gpus": share, "runtime_env": {"env_vars": MLFLOW_PATIENCE}}
-
-
-def gpu_share(replicas: int, gpus: int) -> float:
-    """The part of one GPU that each replica gets, so that all of them have a place: a replica is never on two."""
-    return 1 / math.ceil(replicas / gpus) if gpus else 0.0
 
 
 def _check_port(host: str, port: int) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from masm.serving.limits import RateLimit
 from masm.serving.telemetry import Telemetry
+
+NEWS = 1000
+"""Lines that are kept where nobody asks for them, as in a service that a cluster runs by itself."""
 
 
 class Shared:
@@ -13,7 +17,7 @@ class Shared:
 
     def __init__(self, requests_per_minute: int | None, forgotten_after: float) -> None:
         self._limit, self._telemetry = RateLimit(requests_per_minute), Telemetry(forgotten_after)
-        self._news: list[str] = []
+        self._news: deque[str] = deque(maxlen=NEWS)
 
     def waiting_time(self, client: str) -> float:
         """See `RateLimit.admit`."""
@@ -29,7 +33,8 @@ class Shared:
 
     def news(self) -> list[str]:
         """What was told since the last call."""
-        told, self._news = self._news, []
+        told = list(self._news)
+        self._news.clear()
         return told
 
     def count(self, what: str, *values: Any) -> None:

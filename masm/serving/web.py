@@ -1,4 +1,4 @@
-"""The service over HTTP: what is asked and answered; who computes it is `masm.serving.app`."""
+"""The service over HTTP: what is asked and answered; who computes it is `masm.serving.replica`."""
 
 from __future__ import annotations
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from masm.data.faces import CropProfile
 from masm.detector import Detector
 from masm.serving.packaging import ModelFiles
 from masm.settings import Settings, load_settings
+from tests.ports import free_port
 from tests.serving.workspace import PROFILE, ROOT, random_crop, save
 
 START = 200
@@ -72,15 +71,6 @@ def set_champion(settings: Settings, version: str) -> MlflowClient:
     client = registry.connect(settings.mlflow)
     client.set_registered_model_alias(settings.mlflow.model, "champion", version)
     return client
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens at, below those that the system hands out by itself."""
-    for _ in range(100):
-        port = random.randrange(20_000, 30_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("no port is free")
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -49,6 +48,7 @@ from tests.serving.workspace import (
     save,
     tiny_detector,
 )
+from tests.waiting import answers, wait_for
 
 NO_PICKLE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"}
 
@@ -337,7 +337,7 @@ def test_mlflow_serves_the_champion(settings: Settings, tmp_path: Path) -> None:
         start_new_session=True,
     )
     try:
-        _wait_until_ready(server, f"http://127.0.0.1:{port}/ping")
+        wait_for("the server", lambda: answers(f"http://127.0.0.1:{port}/ping"), process=server)
         image = base64.b64encode(random_crop(1)).decode()
         expected = direct_score(settings.root / "models" / "detector", decode_image(random_crop(1)))
         for body in (
@@ -371,17 +371,6 @@ def test_mlflow_serves_the_champion(settings: Settings, tmp_path: Path) -> None:
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait(30)
-
-
-def _wait_until_ready(server: subprocess.Popen[bytes], address: str) -> None:
-    for _ in range(240):
-        assert server.poll() is None, "the server ended"
-        try:
-            with urllib.request.urlopen(address, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.5)
-    pytest.fail("the server did not start within two minutes")
 
 
 def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -6,25 +6,13 @@ import httpx
 import pytest
 
 from masm.errors import UserError
-from masm.serving.app import gpu_share, running, warn_of_strangers
+from masm.serving.app import running, warn_of_strangers
 from masm.settings import Serving
 from tests.serving.service import configure, eventually, make_registry, set_champion, started
 from tests.serving.workspace import own_address, random_crop, tiny_detector
 
 KEY = "open sesame"
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
-
-
-@pytest.mark.parametrize("gpus", range(9))
-@pytest.mark.parametrize("replicas", range(1, 9))
-def test_every_replica_finds_its_part_of_one_gpu(replicas: int, gpus: int) -> None:
-    share = gpu_share(replicas, gpus)
-    if not gpus:
-        assert share == 0
-        return
-    on_one = next(count for count in range(9, 0, -1) if count * share <= 1 + 1e-9)
-    assert on_one * gpus >= replicas
-    assert share == 1 or (on_one - 1) * gpus < replicas  # none is smaller than it has to be
 
 
 def test_a_service_for_everybody_warns() -> None:

@@ -127,8 +127,9 @@ def _write_outputs(root: Path) -> None:
         for epoch, auc in ((1, 0.6), (2, 0.8))
     ]
     found = {"hyperparameters": {"rank": 2}}
-    (root / "models" / "train.json").write_text(json.dumps({"history": history, "backbone_sha256": "b" * 64, **found}))
-    (root / "search" / "best.json").write_text(json.dumps(found))
+    training = {"history": history, "backbone_sha256": "b" * 64, "run": f"train-{root.parent.name}", **found}
+    (root / "models" / "train.json").write_text(json.dumps(training))
+    (root / "search" / "best.json").write_text(json.dumps({"study": f"search-{root.parent.name}", **found}))
     (root / "reports" / "metrics.json").write_text(json.dumps({"adapted.macro.video_auc": 0.75}))
     (root / "reports" / "report.html").write_text("<p>report</p><!-- gate --><!-- /gate -->")
     use_findings(root, {})
