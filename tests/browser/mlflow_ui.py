@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +16,8 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.support import expected_conditions as condition
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.serving.service import free_port
+from tests.ports import free_port
+from tests.waiting import answers, wait_for
 
 START = 120
 """Seconds that a server may take to start, and a page to be drawn: two busy cores are slow."""
@@ -43,23 +42,11 @@ def started(folder: Path) -> Iterator[str]:
         start_new_session=True,
     )
     try:
-        _wait_until_ready(process, address)
+        wait_for("MLflow's server", lambda: answers(f"{address}/health"), START, process=process)
         yield address
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # its children would outlive a gentler end
         process.wait(30)
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
-    end = time.monotonic() + START
-    while time.monotonic() < end:
-        assert process.poll() is None, "mlflow server ended"
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5).close()
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise AssertionError(f"mlflow server was not ready within {START} s")
 
 
 def add_alias(browser: WebDriver, address: str, model: str, version: str, alias: str) -> str:

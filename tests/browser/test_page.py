@@ -25,6 +25,7 @@ from masm.serving.scorer import Scorer
 from masm.settings import Settings, load_settings
 from tests.browser import chromium, mlflow_ui
 from tests.data.videos import scene, write_video
+from tests.ports import free_port
 from tests.serving import service
 from tests.serving.workspace import SIZE, moved_detector, own_address
 
@@ -45,7 +46,7 @@ def settings(folder: Path) -> Iterator[Settings]:
     """A running MLflow server with two versions, of which the first is champion."""
     with own_address(), mlflow_ui.started(folder) as address:
         settings = on_server(service.make_settings(folder), address)
-        settings = service.configure(settings, port=service.free_port(), poll_seconds=0.5)
+        settings = service.configure(settings, port=free_port(), poll_seconds=0.5)
         for number in (1, 2):
             service.register(settings, moved_detector(number), folder / f"detector{number}", PROFILE)
         service.set_champion(settings, "1")

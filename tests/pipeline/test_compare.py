@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from rich.progress import Progress
 
+from masm.console import Progress
 from masm.data.frames import load_frames
 from masm.data.ingest import ingest
 from masm.errors import UserError

@@ -9,8 +9,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -19,12 +17,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from masm.decisions import read_decisions
 from masm.detector import Detector
 from masm.embeddings import read_embeddings
 from masm.settings import load_settings
 from tests.pipeline.workspace import edit, make_workspace, run
+from tests.ports import free_port
+from tests.waiting import answers, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -70,13 +71,28 @@ def changed_stages(folder: Path, environment: dict[str, str]) -> set[str]:
 
 def test_it_ends_with_a_champion_and_says_where_to_look(workspace: Path) -> None:
     printed = (workspace.parent / "demo.txt").read_text()
-    for word in ("upsample", "denoise", "second-camera", "frame AUC", "video AUC", "champion", "report.html"):
+    for word in ("upsample", "denoise", "second-camera", "frame AUC", "video AUC", "champion", "decision.html"):
         assert word in printed
     promotion = json.loads((workspace / "reports" / "promotion.json").read_text())
     assert promotion["version"] == 1
     assert promotion["aliases"] == ["champion"]
-    assert "<svg" in (workspace / "reports" / "report.html").read_text()
+    assert "<svg" in (workspace / "reports" / "decision.html").read_text()
     assert (workspace / "reports" / "data_docs" / "index.html").is_file()
+
+
+def recorded_losses(workspace: Path) -> list[tuple[int, float]]:
+    """The training loss of each epoch, as MLflow has it of the run that train.json names."""
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    key = json.loads((workspace / "models" / "train.json").read_text())["run"]
+    experiment = client.get_experiment_by_name("masm")
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`masm.key` = '{key}'")
+    assert (run.info.run_name, run.info.status) == ("train", "FINISHED")
+    return sorted((point.step, point.value) for point in client.get_metric_history(run.info.run_id, "loss"))
+
+
+def test_the_training_told_mlflow_its_epochs(workspace: Path) -> None:
+    history = json.loads((workspace / "models" / "train.json").read_text())["history"]
+    assert recorded_losses(workspace) == [(line["epoch"], line["loss"]) for line in history]
 
 
 def test_the_metrics_are_those_of_the_scores(workspace: Path) -> None:
@@ -191,39 +207,22 @@ def store_rows(store: Path) -> dict[str, list[tuple[object, ...]]]:
 def cluster(environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, str]]:
     """A Ray head node of its own, with the environment of a client of it."""
     ports = ["--port", PORT, "--dashboard-port", DASHBOARD, "--num-cpus", "2", "--object-store-memory", "200000000"]
+    ports += ["--dashboard-agent-listen-port", str(free_port())]  # all Rays of a machine would take the same
     command = [str(BIN / "ray"), "start", "--head", "--block", "--disable-usage-stats", *ports]
     head = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
     address = f"http://127.0.0.1:{DASHBOARD}"
     try:
-        deadline = time.monotonic() + 120
-        while not answers(f"{address}/api/version"):
-            assert head.poll() is None, "the head node ended"
-            assert time.monotonic() < deadline, "the head node does not answer"
-            time.sleep(1)
+        wait_for("the head node", lambda: answers(f"{address}/api/version"), process=head)
         yield {**environment, "RAY_API_SERVER_ADDRESS": address}
     finally:  # `ray stop` would end every Ray of this machine
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(60)
 
 
-def answers(url: str) -> bool:
-    """Whether a server is there."""
-    try:
-        with urllib.request.urlopen(url, timeout=2):
-            return True
-    except OSError:
-        return False
-
-
 def test_a_job_trains_the_same_and_its_result_is_pulled(workspace: Path, cluster: dict[str, str]) -> None:
     local = json.loads((workspace / "models" / "train.json").read_text())
-    command = ["job", "submit", "--working-dir", ".", "--", "python", "-m", "pipelines.train"]
-    for _ in range(20):  # the server answers before the agent that runs jobs is there
-        job = run(str(BIN / "ray"), *command, folder=workspace, environment=cluster)
-        if "No available agent" not in job.stderr:
-            break
-        time.sleep(2)
-    assert "succeeded" in job.stdout.lower(), job.stdout[-3000:] + job.stderr[-3000:]
+    job = run(str(BIN / "masm"), "submit", "train", folder=workspace, environment=cluster)
+    assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
     printed = json.loads(job.stdout[job.stdout.index('{\n  "train"') : job.stdout.rindex("}") + 1])["train"]
     assert printed == pytest.approx(local["metrics"], abs=1e-6)
     (left,) = [path for path in (workspace.parent / "ray").iterdir() if path.name.startswith("train-")]
@@ -236,17 +235,14 @@ def test_a_killed_training_goes_on_where_it_was(restored: Path, environment: dic
     command = [sys.executable, "-m", "pipelines.train"]
     try:
         first = subprocess.Popen(command, cwd=restored, env=environment, start_new_session=True)
-        deadline = time.monotonic() + 240
-        while not list((tmp_path / "ray").glob("train-*/checkpoint_*")):
-            assert first.poll() is None, "the training ended before it could be killed"
-            assert time.monotonic() < deadline, "no checkpoint appeared"
-            time.sleep(0.2)
+        wait_for("a checkpoint", lambda: list((tmp_path / "ray").glob("train-*/checkpoint_*")), process=first)
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()
         second = run(*command, folder=restored, environment=environment)
         assert second.returncode == 0, second.stderr[-3000:]
         history = json.loads((restored / "models" / "train.json").read_text())["history"]
         assert [line["epoch"] for line in history] == [1, 2, 3, 4, 5, 6]
+        assert recorded_losses(restored) == [(line["epoch"], line["loss"]) for line in history]
         assert not list((tmp_path / "ray").glob("train-*"))
     finally:
         shutil.rmtree(restored / "models")

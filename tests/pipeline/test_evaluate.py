@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,8 +33,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         training = json.loads((root / "models" / "train.json").read_text())
         mask = [{"step": 0, "free": {"blocks.0.attn.q": [True, False]}}]
         (root / "models" / "train.json").write_text(json.dumps({**training, "mask_history": mask, "steps": 9}))
-        trials = {"trial": [0, 1], "score": [0.5, 0.6], "rank": [2, 4], "val_auc": 0.5, "time_total_s": 1.0}
-        pd.DataFrame(trials).to_csv(root / "search" / "trials.csv", index=False)
+        _write_search(root / "search")
         edit(
             root / "params.yaml",
             {
@@ -46,6 +46,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
             },
         )
         yield load_settings(root / "params.yaml")
+
+
+def _write_search(folder: Path) -> None:
+    """Two trials of two epochs."""
+    point = {"rank": [8, 16], "subspaces": 2, "mask_threshold": 0.1, "lambda_orth": 0.01, "lambda_spec": [0.01, 0.1]}
+    trials = {"trial": [0, 1], "state": "COMPLETE", "epochs": 2, "score": [0.5, 0.6], **point, "seconds": 1.0}
+    epochs = {"trial": [0, 0, 1, 1], "epoch": [1, 2, 1, 2], "score": [0.5, 0.5, 0.4, 0.6]}
+    for name, table in (("trials", trials), ("epochs", epochs)):
+        pd.DataFrame(table).to_csv(folder / f"{name}.csv", index=False)
+    best = json.loads((folder / "best.json").read_text())
+    (folder / "best.json").write_text(json.dumps({**best, "trial": 1}))
 
 
 def run(settings: Settings) -> dict[str, Any]:

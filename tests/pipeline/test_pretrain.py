@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from masm.backbones import build_backbone
-from masm.cluster import discard
 from masm.data.views import Views
 from masm.errors import UserError
 from masm.settings import Settings, load_settings
+from masm.storage import discard
 from pipelines import pretrain
 from tests.conftest import ROOT
 from tests.pipeline.workspace import edit

@@ -155,7 +155,8 @@ def test_a_part_that_is_damaged_is_named(settings: Settings, tmp_path: Path) -> 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_write_what_none_do_and_a_lost_one_is_replaced(settings: Settings, tmp_path: Path) -> None:
-    from masm.cluster import connected, run_on_actors
+    from masm.cluster import connected
+    from masm.parallel import run_on_actors
 
     marker = tmp_path / "died"
 
