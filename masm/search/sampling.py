@@ -60,7 +60,7 @@ class NewPointSampler(TPESampler):
         tried = [other.params for other in own_trials(study) if other.number != trial.number]
         for draw in [*repeat(super().sample_relative, TRIES), *repeat(self._draw_at_random, 10 * TRIES)]:
             drawn = draw(study, trial, search_space)
-            if self._point(drawn) not in tried:
+            if self._point({**drawn, **trial.params}) not in tried:  # a trial that was cut short has some of them
                 break
         return drawn
 

@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
 TRIALS, EPOCHS = 5, 2
 TRIED = """
-SELECT number, state::text, (SELECT string_agg(param_name || '=' || param_value, ' ' ORDER BY param_name)
+SELECT number, state::text, (SELECT coalesce(array_agg(param_name || '=' || param_value), '{}')
   FROM trial_params WHERE trial_params.trial_id = trials.trial_id)
 FROM trials ORDER BY number
 """
@@ -61,8 +61,9 @@ def test_no_trial_is_lost_or_doubled(cluster: Cluster, workspace: Path, database
     assert again.wait() == "SUCCEEDED", again.logs
     after = database.query("study", TRIED)
     assert [(number, state) for number, state, _ in after] == [(number, "COMPLETE") for number in range(TRIALS)]
-    assert [point for *_, point in after[: len(before)]] == [point for *_, point in before]
-    assert len({point for *_, point in after}) == TRIALS
+    for (*_, begun), (*_, point) in zip(before, after, strict=False):
+        assert set(begun) <= set(point)  # the driver may have died while it drew one
+    assert len({frozenset(point) for *_, point in after}) == TRIALS
     assert database.query("study", SCORES) == [
         (number, epoch) for number in range(TRIALS) for epoch in range(1, EPOCHS + 1)
     ]

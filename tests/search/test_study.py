@@ -340,6 +340,28 @@ def test_no_point_is_tried_again_while_there_are_others(tmp_path: Path) -> None:
     assert repeats(make_sampler(settings, 0), STARTUP, trials=40) > 0  # all were tried: it goes on all the same
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_a_trial_that_was_cut_short_while_it_drew_becomes_no_point_that_was_tried(tmp_path: Path, seed: int) -> None:
+    names, values = ("rank", "subspaces", "mask_threshold", "lambda_orth", "lambda_spec"), [1, 2, 4]
+    ranges = {name: {"type": "choice", "values": values if name in names[:2] else [0.1]} for name in names}
+    settings = settings_of(tmp_path, search__space=ranges, seed=seed)
+    study = opened(settings)
+    free = [(1, 1), (2, 4)]
+    for rank in values:
+        for subspaces in values:
+            if (rank, subspaces) not in free:
+                study.enqueue_trial({"rank": rank, "subspaces": subspaces})
+                trial, point = ask(study, settings)
+                assert (point["rank"], point["subspaces"]) == (rank, subspaces)
+                study.tell(trial, 0.5)
+    begun = study.ask().suggest_categorical("rank", values)
+    again = opened(settings)
+    (left,) = unfinished(again)
+    point = suggest(optuna.Trial(again, left._trial_id), settings.search.space, settings.searched)
+    assert point["rank"] == begun
+    assert (point["rank"], point["subspaces"]) in free
+
+
 def test_the_storage_is_sqlite_in_the_storage_of_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = settings_of(tmp_path)
     opened(settings)
