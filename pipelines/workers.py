@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from masm.storage import FULL, discard, storage_full
 
 LIST = "checkpoint_manager_snapshot.json"
 """What Ray calls its list of a run's checkpoints."""
+PAUSE = 0.2
+"""Seconds between two messages of progress."""
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,24 @@ class Group:
     max_failures: int
 
 
-@dataclass(frozen=True)
 class Reporter:
-    """Tells the stage, wherever it runs, how many steps are done."""
+    """Tells the stage, wherever it runs, how many steps are done: some times a second, since each waits for an answer.
 
-    queue: Queue
-    epoch: int
+    Args:
+        queue: of the progress.
+        epoch: the present one, counted from 0.
+    """
+
+    def __init__(self, queue: Queue, epoch: int) -> None:
+        self._queue, self._epoch = queue, epoch
+        self._due = 0.0
 
     def __call__(self, step: int, steps: int) -> None:
-        """Send the number of steps done since the start."""
-        self.queue.put(self.epoch * steps + step)
+        """Send the number of steps done since the start: where it is time, and after the last step of the epoch."""
+        now = time.monotonic()
+        if now >= self._due or step == steps:
+            self._queue.put(self._epoch * steps + step)
+            self._due = now + PAUSE
 
 
 def replicate(model: torch.nn.Module) -> torch.nn.Module:

@@ -2,7 +2,8 @@
 
 - `ray.of_plain`: images/s of the stage's own loop (Trainer, Reporter, a checkpoint at the end of each turn, images in
   Ray's object store) in one worker, over those of a plain for-loop in a process of its own: the same model, images in
-  memory, the same augmentation, forward, backward, clipping and step, and nothing else.
+  memory, the same augmentation, forward, backward, clipping and step, the same validation images scored at the end of
+  each turn, and nothing else.
 - `ray.two_over_one`: images/s of two workers over one at the same global batch. Its limit on this machine is
   `ray.limit`: what two plain processes that know nothing of each other reach together, with half of the batch each,
   over one. `ray.two_of_limit` is the ratio of both.
@@ -34,7 +35,7 @@ from torch.nn import functional
 from masm.adapters import AdapterSettings, MaskSettings
 from masm.backbones import STARTER, load_folder
 from masm.cluster import connected
-from masm.data.augment import augment
+from masm.data.augment import augment, to_float
 from masm.data.camera import compress
 from masm.data.frames import Frames, load_frames
 from masm.data.procedural import draw_face
@@ -52,7 +53,7 @@ from tests.benchmarks.data_loader import FRAMES_PER_VIDEO, table_rows
 from tests.benchmarks.output import Figures, show
 
 SIDE, BATCH, STEPS, FACES, VALIDATION = 64, 16, 24, 64, 2 * FRAMES_PER_VIDEO
-ROUNDS = 5
+ROUNDS = 8
 NICENESS = 15
 """Of Ray's workers."""
 ADAPTER = AdapterSettings("masm", 8, 4, "interleaved", ("q", "k", "v", "proj", "fc1", "fc2"))
@@ -107,12 +108,13 @@ def make_frames(folder: Path) -> tuple[Frames, Frames]:
     return load_frames([folder / "train"], "train"), load_frames([folder / "val"], "val")
 
 
-def plain_process(turns: Turns, frames: Frames, rank: int) -> None:
+def plain_process(turns: Turns, frames: Frames, validation: Frames, rank: int) -> None:
     """Two bare loops: over whole batches where it has the turn alone, over half of each where another has the rest."""
     os.nice(NICENESS - os.nice(0))
     torch.set_num_threads(1)
     images, labels = decode(frames.images), torch.from_numpy(frames.labels).float()
-    model = make_detector().train()
+    unseen = decode(validation.images)
+    model = make_detector()
     optimizer = torch.optim.AdamW(model.parameter_groups(RECIPE.lr, RECIPE.head_lr, RECIPE.weight_decay), fused=True)
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     for turn in range(turns.count):
@@ -121,6 +123,7 @@ def plain_process(turns: Turns, frames: Frames, rank: int) -> None:
             if rank < processes:
                 turns.wait(side, turn)
                 before = time.perf_counter()
+                model.train()
                 for rows in plan[:, : BATCH // processes]:
                     inputs = augment(images[rows], rows, RECIPE.seed, turn)
                     loss = functional.binary_cross_entropy_with_logits(model(inputs), labels[rows])
@@ -128,6 +131,8 @@ def plain_process(turns: Turns, frames: Frames, rank: int) -> None:
                     loss.backward()
                     torch.nn.utils.clip_grad_norm_(parameters, RECIPE.clip_norm, foreach=True)
                     optimizer.step()
+                with torch.inference_mode():
+                    model.eval()(to_float(unseen[rank::processes]))
                 turns.done(side, turn, rank, time.perf_counter() - before)
 
 
@@ -150,7 +155,8 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
     turns.folder.mkdir()
     frames, validation = make_frames(folder)
     spawn = multiprocessing.get_context("spawn")
-    plain = [spawn.Process(target=plain_process, args=(turns, frames, rank), daemon=True) for rank in (0, 1)]
+    given = (turns, frames, validation)
+    plain = [spawn.Process(target=plain_process, args=(*given, rank), daemon=True) for rank in (0, 1)]
     for process in plain:
         process.start()
     sides = PLAIN | WORKERS
