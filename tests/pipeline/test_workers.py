@@ -18,7 +18,7 @@ import ray.train
 
 from masm.cluster import connected
 from masm.settings import Ray
-from pipelines.workers import LIST, Group, drop_cut, report, run_workers
+from pipelines.workers import LIST, PAUSE, Group, Reporter, drop_cut, report, run_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -105,3 +105,13 @@ def test_a_run_whose_list_of_checkpoints_was_cut_begins_anew(
     assert run.exists() == kept
     assert ("begins anew" in capsys.readouterr().err) != kept
     drop_cut(str(tmp_path), "train-2")  # of which nothing is there
+
+
+def test_progress_is_told_some_times_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = SimpleNamespace(now=100.0), SimpleNamespace(steps=[])
+    monkeypatch.setattr("pipelines.workers.time", SimpleNamespace(monotonic=lambda: clock.now))
+    reporter = Reporter(SimpleNamespace(put=told.steps.append), epoch=2)
+    for step in range(1, 33):
+        reporter(step, 32)
+        clock.now += PAUSE / 8
+    assert told.steps == [64 + step for step in (1, 9, 17, 25, 32)]
