@@ -31,7 +31,7 @@ from masm.pretraining import Pretrainer, PretrainRecipe, TermWeights
 from masm.settings import Pretrain, Settings, fingerprint
 from masm.storage import discard
 from pipelines import run_stage
-from pipelines.workers import Group, Reporter, replicate, report, run_workers
+from pipelines.workers import Group, Reporter, load_last, replicate, report, run_workers
 
 NAME = "vit_tiny_patch16_224"  # timm's; these arguments make of it a transformer for small images
 ARGUMENTS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "depth": 6, "global_pool": "avg", "fc_norm": False}
@@ -82,8 +82,7 @@ def main(settings: Settings, folder: Path = STARTER) -> None:
         config = {"settings": settings, "views": ray.put(views)}  # workers on other machines have not this disk
         result = run_workers(worker, config, group, "pretrain", chosen.steps)
         trainer = make_pretrainer(settings, views)
-        with result.checkpoint.as_directory() as checkpoint:
-            trainer.load(Path(checkpoint))
+        load_last(result, trainer)
     folder.mkdir(parents=True, exist_ok=True)
     weights = {key: value.contiguous() for key, value in trainer.model.encoder.state_dict().items()}
     save_file(weights, folder / "model.safetensors")

@@ -33,7 +33,7 @@ from masm.training import Trainer
 from masm.validation import defined, predict
 from pipelines import run_stage
 from pipelines.shared_images import share, shared
-from pipelines.workers import Group, Reporter, replicate, report, run_workers
+from pipelines.workers import Group, Reporter, load_last, replicate, report, run_workers
 
 
 def main(settings: Settings) -> None:
@@ -50,8 +50,7 @@ def main(settings: Settings) -> None:
             seen = share(frames, partial(fetch_data, settings))
             config = {"settings": settings, "found": found, "frames": seen}
             result = run_workers(worker, config, _group(settings, name), "train", trainer.steps, record)
-            with result.checkpoint.as_directory() as folder:
-                trainer.load(Path(folder))
+            load_last(result, trainer)
         for line in trainer.history:  # a driver that died may have missed one
             record(line)
         trainer.load_best()

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, Protocol
 
 import ray.train
 import torch
@@ -155,6 +155,29 @@ def run_workers(
                 if isinstance(failure, OSError) and failure.errno in FULL:
                     raise UserError(storage_full(group.storage, failure)) from None
             raise
+
+
+class Resumable(Protocol):
+    """A training that checkpoints can be loaded into."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing of it is left to do."""
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint."""
+
+
+def load_last(result: ray.train.Result, trainer: Resumable) -> None:
+    """Bring a training that workers have finished here.
+
+    Raises:
+        UserError: it is not finished: a report that comes in the moment in which its worker ends can be lost in Ray.
+    """
+    with result.checkpoint.as_directory() as folder:
+        trainer.load(Path(folder))
+    if not trainer.finished:
+        raise UserError("the last checkpoint of the workers was lost: run the stage again, and it is made anew.")
 
 
 def drop_cut(storage: str, name: str) -> None:

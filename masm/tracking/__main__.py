@@ -11,7 +11,7 @@ import select
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
@@ -109,8 +109,9 @@ def _usable(sender: Sender) -> Iterator[None]:
 def _mark_killed(sender: Sender) -> None:
     """Write down that who kept the journal is dead, and with it the runs that it had begun."""
     journal = Journal(sender.journal)
-    for key in reversed(sender.unfinished()):
-        journal.write(finish=key, status="KILLED")
+    with suppress(OSError):  # without room for it they stay as they are
+        for key in reversed(sender.unfinished()):
+            journal.write(finish=key, status="KILLED")
     journal.close()
 
 

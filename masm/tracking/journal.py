@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,19 +47,37 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._waiting: deque[bytes] = deque()
         with alone(path):
             self._open()
             self.descriptor = self._file.fileno()
             lock(self.descriptor)
 
     def write(self, **entry: Any) -> None:
-        """Append a line."""
+        """Append a line, after those that could not be written before.
+
+        Raises:
+            OSError: it cannot be written, as where there is no room; the next call tries again.
+        """
         text = json.dumps({**entry, "time": int(time.time() * 1000)})
+        self._waiting.append(f"{text}\n".encode())
         with alone(self._path):
             if os.fstat(self._file.fileno()).st_nlink == 0:
                 self._file.close()
                 self._open()  # without its lock, which our sender will take
-            self._file.write(f"{text}\n".encode())
+            while self._waiting:
+                self._append(self._waiting[0])
+                self._waiting.popleft()
+
+    def _append(self, line: bytes) -> None:
+        """All of a line, or nothing of it."""
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError:
+            os.ftruncate(self._file.fileno(), end)
+            raise
 
     def close(self) -> None:
         """Give the file back."""

@@ -48,6 +48,7 @@ class Recorder:
     def __init__(self, mlflow: Mlflow, journal: Path, patience: float = PATIENCE, lasts: bool = True) -> None:
         self.mlflow, self.journal, self.patience, self.lasts = mlflow, journal, patience, lasts
         self._running: dict[str, None] = {}
+        self._hindered = False
 
     def __enter__(self) -> Recorder:
         self._journal = Journal(self.journal)
@@ -78,21 +79,33 @@ class Recorder:
             parent: key of the run that this one is shown below.
         """
         self._running[key] = None
-        self._journal.write(start=key, name=name, params=flatten(params), tags=dict(tags), parent=parent)
+        self._record(start=key, name=name, params=flatten(params), tags=dict(tags), parent=parent)
 
     def log(self, key: str, metrics: Mapping[str, float], step: int) -> None:
         """Record figures of a step; undefined ones (NaN) are left out."""
         defined = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
-        self._journal.write(log=key, metrics=defined, step=step)
+        self._record(log=key, metrics=defined, step=step)
 
     def keep(self, key: str, name: str, text: str) -> None:
         """Record a text file, such as a table, under its name."""
-        self._journal.write(keep=key, name=name, text=text)
+        self._record(keep=key, name=name, text=text)
 
     def finish(self, key: str, status: str = "FINISHED", tags: Mapping[str, str] | None = None) -> None:
         """End a run: FINISHED, FAILED or KILLED; `tags` say what came of it."""
         self._running.pop(key, None)
-        self._journal.write(finish=key, status=status, tags=dict(tags or {}))
+        self._record(finish=key, status=status, tags=dict(tags or {}))
+
+    def _record(self, **entry: Any) -> None:
+        """Append to the journal. Where that cannot be, as on a full disk, it is said once, and the stage goes on."""
+        try:
+            self._journal.write(**entry)
+        except OSError as error:
+            if not self._hindered:
+                say(
+                    f"the journal {self.journal} cannot be written ({error.strerror}): free some space there; what is "
+                    "recorded waits until then, and after the stage's end until it is run again."
+                )
+            self._hindered = True
 
     def close(self) -> None:
         """Wait for the rest, at most `patience` seconds; the sender says it where some is left."""

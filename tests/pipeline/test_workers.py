@@ -17,8 +17,9 @@ import pytest
 import ray.train
 
 from masm.cluster import connected
+from masm.errors import UserError
 from masm.settings import Ray
-from pipelines.workers import LIST, PAUSE, Group, Reporter, drop_cut, report, run_workers
+from pipelines.workers import LIST, PAUSE, Group, Reporter, drop_cut, load_last, report, run_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -115,3 +116,17 @@ def test_progress_is_told_some_times_a_second_and_at_the_end(monkeypatch: pytest
         reporter(step, 32)
         clock.now += PAUSE / 8
     assert told.steps == [64 + step for step in (1, 9, 17, 25, 32)]
+
+
+def test_a_training_whose_last_checkpoint_is_lost_is_not_taken_for_finished(tmp_path: Path) -> None:
+    training = SimpleNamespace(finished=False, load=lambda folder: setattr(training, "finished", read(folder) == 3))
+
+    def read(folder: Path) -> int:
+        return int((folder / "epoch").read_text())
+
+    result = SimpleNamespace(checkpoint=ray.train.Checkpoint.from_directory(tmp_path))
+    (tmp_path / "epoch").write_text("3")
+    load_last(result, training)
+    (tmp_path / "epoch").write_text("2")
+    with pytest.raises(UserError, match="the last checkpoint of the workers was lost: run the stage again"):
+        load_last(result, training)

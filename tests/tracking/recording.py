@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,25 @@ def record(uri: str, root: Path, epochs: int, seconds: float) -> None:
             time.sleep(seconds)
             recorder.log(KEY, figures(epoch), epoch)
         recorder.finish(KEY)
+
+
+def record_without_room(uri: str, root: Path, until: int) -> None:
+    """Four epochs; from the second on there is no room for a whole line, until one epoch begins."""
+    journal = journal_path(root, KEY)
+    with Recorder(mlflow_at(uri), journal) as recorder:
+        recorder.start(KEY, "train", {"train": {"lr": 0.1}}, {"stage": "train"})
+        for epoch in range(1, 5):
+            if epoch == 2:
+                _limit(journal.stat().st_size + 20)
+            if epoch == until:
+                _limit(resource.RLIM_INFINITY)
+            recorder.log(KEY, figures(epoch), epoch)
+            assert journal.read_bytes().endswith(b"\n")
+
+
+def _limit(size: int) -> None:
+    """Of the files that this process writes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
 if __name__ == "__main__":

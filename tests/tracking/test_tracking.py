@@ -29,7 +29,7 @@ from masm.tracking.store import address, is_away, open_experiment
 from tests.conftest import ROOT
 from tests.mlflow_server import Proxy, Server
 from tests.test_settings import write
-from tests.tracking.recording import KEY, figures, mlflow_at
+from tests.tracking.recording import KEY, figures, mlflow_at, record
 from tests.waiting import wait_for
 
 
@@ -54,6 +54,7 @@ def mlflow(server: Server, request: pytest.FixtureRequest) -> Mlflow:
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    monkeypatch.setattr("masm.tracking.recorder.GRACE", 120.0)  # on a busy machine the sender's imports take long
 
 
 def runs(mlflow: Mlflow) -> list[Run]:
@@ -209,6 +210,18 @@ def test_a_stage_whose_journal_is_lost_goes_on_with_its_run(
     for epochs in (3, 5):
         Sender(write_journal(tmp_path / str(epochs), recorded, epochs)).send(open_experiment(mlflow))
     check_whole(mlflow, 5)
+
+
+@pytest.mark.parametrize("until", [4, 5])
+def test_a_journal_without_room_ends_no_stage(tmp_path: Path, until: int) -> None:
+    uri, arguments = f"sqlite:///{tmp_path}/mlflow.db", f"sys.argv[1], Path(sys.argv[2]), {until}"
+    code = f"import sys; from tests.tracking.recording import *; record_without_room({arguments})"
+    command = [sys.executable, "-c", code, uri, str(tmp_path)]
+    stage = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert stage.stderr.count("cannot be written (File too large): free some space there") == 1
+    if until > 4:  # there was none in the end: the stage is run again
+        record(uri, tmp_path, epochs=4, seconds=0)
+    check_whole(mlflow_at(uri), 4)
 
 
 @pytest.mark.parametrize("answers", [False, True])
