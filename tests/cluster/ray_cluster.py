@@ -48,7 +48,7 @@ class Job:
 
     def wait(self) -> str:
         """Its status at its end."""
-        wait_for(f"the end of {self.name}", lambda: self.info.status.is_terminal(), pause=0.5)
+        wait_for(f"the end of {self.name}", lambda: self.info.status.is_terminal(), seconds=900, pause=0.5)
         return str(self.info.status.value)
 
 

@@ -79,8 +79,9 @@ class Silent:
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Silent]:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # gone after the test, as connect() sets it
-    for module, name in ((following, "LOOK_SECONDS"), (following, "END_SECONDS"), (client, "ANSWER_SECONDS")):
-        monkeypatch.setattr(module, name, 0.5)
+    monkeypatch.setattr(following, "LOOK_SECONDS", 0.5)
+    monkeypatch.setattr(following, "END_SECONDS", 0.5)
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 2)
     server = Silent()
     yield server
     server.stop()

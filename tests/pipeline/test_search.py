@@ -90,7 +90,7 @@ def clean_environment() -> dict[str, str]:
 
 def ended(process: subprocess.Popen[str], died: bool = False) -> str:
     """What a stage that must succeed has said; Ray itself prints that a process `died`, nothing else is printed."""
-    printed, said = process.communicate(timeout=240)
+    printed, said = process.communicate(timeout=480)
     assert process.returncode == 0, said[-3000:]
     assert ("A worker died" in printed) if died else printed == ""
     return said
@@ -100,7 +100,7 @@ def states(storage: Path) -> list[tuple[int, str]]:
     """Number and state of every trial of all studies, by plain SQL."""
     if not (storage / "studies.db").is_file():
         return []
-    with sqlite3.connect(f"file:{storage}/studies.db?mode=ro", uri=True) as database:
+    with sqlite3.connect(storage / "studies.db") as database:  # it may roll back what a killed driver left
         return database.execute("select number, state from trials order by number").fetchall()
 
 
@@ -145,7 +145,7 @@ def test_a_killed_search_goes_on_and_ends_as_if_undisturbed(
     best = json.loads((root / "search" / "best.json").read_text())
     assert (best["trials"], best["stopped"], best["failed"]) == (3, 0, 0)
     assert best["score"] == trials["score"].max() == epochs.loc[epochs["epoch"] == 3, "score"].max()
-    compare_with_undisturbed(root, tmp_path, start, trials, epochs, len(before))
+    compare_with_undisturbed(root, tmp_path, start, trials, epochs, 2)  # of a third it may have drawn a part
 
 
 def compare_with_undisturbed(

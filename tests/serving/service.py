@@ -93,7 +93,7 @@ def started(settings: Settings, environment: Mapping[str, str] | None = None) ->
         _wait_until_ready(process, address)
         yield address
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(180) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

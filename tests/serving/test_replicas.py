@@ -38,7 +38,7 @@ def test_replicas_share_limits_and_follow_together(tmp_path_factory: pytest.Temp
 
 
 def _versions(address: str) -> list[str]:
-    return list(httpx.get(f"{address}/healthz").json()["replicas"].values())
+    return list(httpx.get(f"{address}/healthz", timeout=60).json()["replicas"].values())
 
 
 def _check_rate_limit(address: str) -> None:
@@ -61,7 +61,9 @@ def _check_rate_limit(address: str) -> None:
 def _client(address: str, own: str, key: str = KEY) -> httpx.Client:
     """A client with another address of this machine."""
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.Client(base_url=address, headers=headers, transport=httpx.HTTPTransport(local_address=own))
+    return httpx.Client(
+        base_url=address, headers=headers, transport=httpx.HTTPTransport(local_address=own), timeout=60
+    )
 
 
 def _check_refusals(settings: object) -> None:
