@@ -10,14 +10,13 @@
 
 The starter backbone at its 64 px with masm's subspaces, one thread and the niceness of Ray's workers everywhere. All
 take turns of one epoch, in one process tree; the first turn, of more than 20 steps, does not count. Ratios are of the
-rounds' minima, and `_median` of their medians.
+rounds' minima, and `_paired` the median of each round's own, whose sides follow each other.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -63,6 +62,8 @@ RECIPE = Recipe(
 )  # fmt: skip
 WORKERS = {"one": 1, "two": 2}
 PLAIN = {"plain": 1, "pair": 2}
+SIDES = ("plain", "one", "two", "pair")
+"""In the order of their turns."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ def ray_worker(config: dict[str, Any]) -> None:
         turns.done(side, turn, place.rank, time.perf_counter() - before)
 
 
-def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
+def measure(folder: Path, rounds: int) -> dict[str, np.ndarray]:
     """Seconds of each side's turns, the first left out."""
     turns = Turns(folder / "turns", 1 + rounds)
     turns.folder.mkdir()
@@ -159,7 +160,7 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
     plain = [spawn.Process(target=plain_process, args=(*given, rank), daemon=True) for rank in (0, 1)]
     for process in plain:
         process.start()
-    sides = PLAIN | WORKERS
+    ranks = PLAIN | WORKERS
     with connected(Ray(address=None, storage=str(folder)), cpus=sum(WORKERS.values())):
         shared = share((frames, validation), fetch=lambda: None)
         with ThreadPoolExecutor(len(WORKERS)) as pool:
@@ -174,12 +175,12 @@ def measure(folder: Path, rounds: int) -> dict[str, list[float]]:
                 )
                 for side, workers in WORKERS.items()
             ]
-            taken = [{side: turns.give(side, turn, sides[side]) for side in sides} for turn in range(turns.count)]
+            taken = [{side: turns.give(side, turn, ranks[side]) for side in SIDES} for turn in range(turns.count)]
             for run in runs:
                 run.result()
     for process in plain:
         process.join()
-    return {side: [turn[side] for turn in taken[1:]] for side in sides}
+    return {side: np.array([turn[side] for turn in taken[1:]]) for side in SIDES}
 
 
 def main(
@@ -191,12 +192,13 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         times = measure(Path(folder), rounds)
     figures: Figures = {}
-    for suffix, of in (("", min), ("_median", statistics.median)):
-        seconds = {side: of(own) for side, own in times.items()}
-        figures[f"ray.of_plain{suffix}"] = seconds["plain"] / seconds["one"]
-        figures[f"ray.two_over_one{suffix}"] = seconds["one"] / seconds["two"]
-        figures[f"ray.limit{suffix}"] = seconds["plain"] / seconds["pair"]
-        figures[f"ray.two_of_limit{suffix}"] = figures[f"ray.two_over_one{suffix}"] / figures[f"ray.limit{suffix}"]
+    minima = {side: own.min() for side, own in times.items()}
+    for suffix, seconds in (("", minima), ("_paired", times)):
+        two_over_one, limit = seconds["one"] / seconds["two"], seconds["plain"] / seconds["pair"]
+        figures[f"ray.of_plain{suffix}"] = float(np.median(seconds["plain"] / seconds["one"]))
+        figures[f"ray.two_over_one{suffix}"] = float(np.median(two_over_one))
+        figures[f"ray.limit{suffix}"] = float(np.median(limit))
+        figures[f"ray.two_of_limit{suffix}"] = float(np.median(two_over_one / limit))
     figures |= {f"ray.images_per_s_{side}": BATCH * STEPS / np.min(own) for side, own in times.items()}
     show("Training, one thread a worker", figures, as_json)
 
