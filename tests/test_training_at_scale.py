@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -90,9 +91,9 @@ def _two_workers(rank: int, folder: str) -> None:
         count = Counted()
         first = make_trainer(recipe, Place(rank, 2), replicate=count)
         first._backward(next(first._batches()))
-        torch.save(gradients(first), f"{folder}/{name}.{rank}.gradients")
+        save_file(gradients(first), f"{folder}/{name}.{rank}.gradients")
         trainer = trained(recipe, place=Place(rank, 2), replicate=DistributedDataParallel)
-        torch.save(trainable(trainer), f"{folder}/{name}.{rank}.weights")
+        save_file(trainable(trainer), f"{folder}/{name}.{rank}.weights")
         record = {"history": trainer.history, "masks": trainer.mask_history, "buckets": count.buckets}
         Path(folder, f"{name}.{rank}.json").write_text(json.dumps(record))
     dist.destroy_process_group()
@@ -118,7 +119,7 @@ def assert_same_curve(found: list[dict[str, float]], expected: list[dict[str, fl
 def test_two_workers_train_as_one(two_workers: Path, name: str) -> None:
     """Same losses, same masks and the same weights but for rounding, although each sees half of a batch."""
     alone = trained(plain(SHARED[name]))
-    both = [torch.load(two_workers / f"{name}.{rank}.weights", weights_only=True) for rank in (0, 1)]
+    both = [load_file(two_workers / f"{name}.{rank}.weights") for rank in (0, 1)]
     records = [json.loads((two_workers / f"{name}.{rank}.json").read_text()) for rank in (0, 1)]
     assert records[0] == records[1]
     assert_same_curve(records[0]["history"], alone.history)
@@ -153,7 +154,7 @@ def test_two_workers_have_the_gradients_of_the_whole_batch(two_workers: Path, na
     expected = gradients(trainer)
     assert ("attribution.weight" in expected) == (losses == ALL_LOSSES)
     for rank in (0, 1):
-        found = torch.load(two_workers / f"{name}.{rank}.gradients", weights_only=True)
+        found = load_file(two_workers / f"{name}.{rank}.gradients")
         assert found.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(found[key], value, rtol=1e-5, atol=1e-5)
