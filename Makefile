@@ -11,10 +11,11 @@ DEMO_OPTIONS := $(if $(FACES),--faces "$(FACES)") $(if $(BACKBONE),--backbone "$
 
 setup: .venv/.installed
 
+# Compiled at once: where PYTHONDONTWRITEBYTECODE is set, every process would do it anew, and imports take three times as long.
 .venv/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q uv==$(UV_VERSION)
-	$(BIN)/uv pip sync -q --require-hashes requirements.lock
+	$(BIN)/uv pip sync -q --compile-bytecode --require-hashes requirements.lock
 	$(BIN)/uv pip install -q --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -22,7 +23,7 @@ demo: setup
 	$(BIN)/masm demo $(DEMO_OPTIONS)
 
 test: setup check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not browser and not cluster" --cov --cov-report=term --cov-fail-under=85
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not browser and not cluster" --cov --cov-report=term --cov-fail-under=85
 
 # In the distribution's Chromium; its packages bring the driver of the same version.
 test-browser: setup
