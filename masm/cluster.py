@@ -28,6 +28,13 @@ WATCH_SECONDS = 5.0
 """Between looks at the nodes of a cluster while a stage runs on it."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray started in the process: enough for the frames of the demo, small enough for a laptop."""
+IN_PROCESS = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+"""Environment of a Ray started in the process, which has no dashboard and one node.
+
+Ray Train asks the dashboard whether its controller lives. Without an address it would look for one, and a run wait for
+that for 12 s at its end; the cluster that takes jobs at an address from outside knows no such controller, and the run
+would lose its workers. So nothing listens there (9 is the port of `discard`). And nobody takes a node away.
+"""
 
 
 @contextmanager
@@ -51,13 +58,14 @@ def connected(settings: Ray, cpus: int, whole_gpus: bool = True) -> Iterator[Non
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if settings.address is None:
-            ray.init(
-                address="local",
-                num_cpus=max(cpus, os.cpu_count() or 1),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                **quiet,
-            )
+            with _environment(IN_PROCESS):  # Ray's processes inherit it
+                ray.init(
+                    address="local",
+                    num_cpus=max(cpus, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    **quiet,
+                )
             yield
         else:
             _join(settings.address, quiet)
@@ -66,6 +74,20 @@ def connected(settings: Ray, cpus: int, whole_gpus: bool = True) -> Iterator[Non
                 yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Variables of the environment for a while."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            del os.environ[name]
+            if value is not None:
+                os.environ[name] = value
 
 
 def _join(address: str, options: dict[str, Any]) -> None:

@@ -9,6 +9,8 @@ import signal
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,8 +70,31 @@ def worker(config: dict[str, Any]) -> None:
             time.sleep(60)  # whoever is not killed waits for the end of the group
 
 
-def test_a_kill_in_mid_upload_leaves_the_former_checkpoint(tmp_path: Path) -> None:
-    """And an elastic group has as many workers as there is room for, before and after."""
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What another cluster is asked, whose address for jobs is in the environment; it knows no actor of this one."""
+    asked: list[str] = []
+    nothing = {"result": [], "total": 0, "num_after_truncation": 0, "num_filtered": 0, "warnings": []}
+
+    class Dashboard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"result": True, "msg": "", "data": {"result": nothing}}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{server.server_port}")
+    yield asked
+    server.shutdown()
+
+
+def test_a_kill_in_mid_upload_leaves_the_former_checkpoint(tmp_path: Path, asked: list[str]) -> None:
+    """And an elastic group has as many workers as there is room for, before and after; no other cluster is asked."""
     attempts = tmp_path / "attempts"
     config = {"run": str(tmp_path / "ray" / "killed"), "attempts": str(attempts)}
     with connected(Ray(address=None, storage=str(tmp_path / "ray")), cpus=2):
@@ -81,6 +106,7 @@ def test_a_kill_in_mid_upload_leaves_the_former_checkpoint(tmp_path: Path) -> No
     first, second = map(json.loads, attempts.read_text().splitlines())
     assert first == {"from": 0, "whole": True, "world": workers}
     assert second == {"from": 1, "whole": True, "world": workers}
+    assert asked == []
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
