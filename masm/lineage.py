@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -54,9 +55,10 @@ def protocol_hash(settings: Settings) -> str:
     return fingerprint(PROTOCOL, sorted(settings.with_role("test")))
 
 
-def environment() -> list[str]:
-    """The installed distributions as sorted `name==version`."""
-    return sorted({f"{item.name.lower()}=={item.version}" for item in distributions()})
+@cache
+def environment() -> tuple[str, ...]:
+    """The installed distributions as sorted `name==version`; read once, which takes most of a second."""
+    return tuple(sorted({f"{item.name.lower()}=={item.version}" for item in distributions()}))
 
 
 def code_changes(folder: Path) -> str:

@@ -57,7 +57,7 @@ def test_interval_is_that_of_drawing_people_and_seeds_by_hand(runs: dict[str, li
         {person: rows.to_numpy() for person, rows in table.groupby("identity").groups.items()} for table in videos
     ]
     means = []
-    for _ in range(400):
+    for _ in range(200):
         drawn = rng.choice(people, len(people))
         areas = []
         for seed in rng.integers(len(videos), size=len(videos)):

@@ -105,13 +105,17 @@ def test_scoring_keeps_no_feature_maps(settings: Settings, tmp_path: Path) -> No
         score(detector, workspace, ["upsample"], count)
         return max(seen)
 
-    few = most_bytes(settings)
-    scores = 8 * (len(copies) - len(rows))  # float64: what grows by right
-    assert most_bytes(larger) <= few + scores
-    kept: list[torch.Tensor] = []
-    hook = detector.backbone.register_forward_hook(lambda module, given, features: kept.append(features))
-    assert most_bytes(larger) > few + scores  # had they been kept, this test would see it
-    hook.remove()
+    gc.freeze()  # what lives by now need not be gone through with every batch
+    try:
+        few = most_bytes(settings)
+        scores = 8 * (len(copies) - len(rows))  # float64: what grows by right
+        assert most_bytes(larger) <= few + scores
+        kept: list[torch.Tensor] = []
+        hook = detector.backbone.register_forward_hook(lambda module, given, features: kept.append(features))
+        assert most_bytes(larger) > few + scores  # had they been kept, this test would see it
+        hook.remove()
+    finally:
+        gc.unfreeze()
 
 
 def test_shares_are_means_over_evenly_spaced_frames(settings: Settings) -> None:

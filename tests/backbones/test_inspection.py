@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -140,13 +141,15 @@ def test_tensors_without_a_shape_are_no_backbone(tmp_path: Path, name: str, cont
 
 @pytest.mark.slow
 def test_every_vision_transformer_is_among_the_candidates_of_its_shape() -> None:
-    missed = set()
-    for name in timm.list_models(["vit_*patch*", "pe_core_*patch*"]):
-        try:
-            with torch.device("meta"):
-                weight = build_backbone(name, {}).patch_embed.proj.weight
-        except (UserError, AttributeError):
-            continue
-        if name not in candidates(weight.shape[0], weight.shape[-1]):
-            missed.add(name)
-    assert missed == set()
+    shapes = {name: patch_embedding(name) for name in timm.list_models(["vit_*patch*", "pe_core_*patch*"])}
+    known = {name: shape for name, shape in shapes.items() if shape is not None}
+    assert len(known) > 190
+    assert [name for name, (width, *_, side) in known.items() if name not in candidates(width, side)] == []
+
+
+def patch_embedding(name: str) -> torch.Size | None:
+    """The shape of a model's patch embedding; None where it has another stem, or is none of ours."""
+    for arguments in ({"depth": 1}, {}):  # one block is enough, where a model lets itself be cut to it
+        with suppress(UserError, AttributeError), torch.device("meta"):
+            return build_backbone(name, arguments).patch_embed.proj.weight.shape
+    return None

@@ -61,9 +61,9 @@ def dashboard(params: Path, ports: dict[str, int]) -> Iterator[httpx.Client]:
         with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30) as client:
             eventually(lambda: _status(client, APPLICATIONS) == 200, 120)
             yield client
-    finally:  # `ray stop` would end every Ray of this machine
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(60)
+    finally:  # `ray stop` would end every Ray of this machine; told to end, these wait 30 s for each other
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
         folder.cleanup()
 
 

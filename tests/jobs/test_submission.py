@@ -152,9 +152,9 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     try:
         wait_for("the head node", started)
         yield {**environment, "MLFLOW_TRACKING_PASSWORD": SECRET, "MLFLOW_TRACKING_URI": "http://tracking:5000"}
-    finally:  # `ray stop` would end every Ray of this machine
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(120)
+    finally:  # `ray stop` would end every Ray of this machine; told to end, these wait 30 s for each other
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
 
 
 def masm(workspace: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -214,9 +214,9 @@ def cluster(environment: dict[str, str], tmp_path: Path) -> Iterator[dict[str, s
     try:
         wait_for("the head node", lambda: answers(f"{address}/api/version"), process=head)
         yield {**environment, "RAY_API_SERVER_ADDRESS": address}
-    finally:  # `ray stop` would end every Ray of this machine
-        os.killpg(head.pid, signal.SIGTERM)
-        head.wait(60)
+    finally:  # `ray stop` would end every Ray of this machine; told to end, these wait 30 s for each other
+        os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
 
 
 def test_a_job_trains_the_same_and_its_result_is_pulled(workspace: Path, cluster: dict[str, str]) -> None:

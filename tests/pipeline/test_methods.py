@@ -32,7 +32,7 @@ FEW = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace in which nothing has run yet; the methods share its face tables."""
-    changes = {"datasets": FEW, "evaluate.share_frames": 3, "train.epochs": 1}
+    changes = {"datasets": FEW, "evaluate.share_frames": 3, "train.epochs": 1, "train.workers": 1}
     return make_workspace(tmp_path_factory.mktemp("methods") / "workspace", changes)
 
 
