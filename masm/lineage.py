@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import site
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -57,8 +58,12 @@ def protocol_hash(settings: Settings) -> str:
 
 @cache
 def environment() -> tuple[str, ...]:
-    """The installed distributions as sorted `name==version`; read once, which takes most of a second."""
-    return tuple(sorted({f"{item.name.lower()}=={item.version}" for item in distributions()}))
+    """The installed distributions as sorted `name==version`; read once, which takes most of a second.
+
+    Those of site-packages: setuptools and Ray, once they are imported, add packages of their own to sys.path.
+    """
+    folders = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    return tuple(sorted({f"{item.name.lower()}=={item.version}" for item in distributions(path=folders)}))
 
 
 def code_changes(folder: Path) -> str:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from masm import registry
 from masm.detector import Detector
 from masm.errors import UserError
-from masm.lineage import code_changes, is_clean, lineage, settings_hash
+from masm.lineage import code_changes, environment, is_clean, lineage, settings_hash
 from masm.metrics import area_under_curve
 from masm.provenance import trace
 from masm.settings import Settings
@@ -413,6 +414,19 @@ def test_tree_outside_of_git_is_not_clean(settings: Settings, tmp_path: Path) ->
     tags = lineage(outside, {})
     assert tags["git.commit"] == "none"
     assert not is_clean(tags)
+
+
+def test_environment_is_what_pip_lists_whatever_has_been_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "zipp-1.0.dist-info").mkdir()
+    (tmp_path / "zipp-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: zipp\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)  # as setuptools and Ray do with what they bring along
+    assert metadata.version("zipp") == "1.0"
+    command = [sys.executable, "-m", "pip", "list", "--format=freeze", "--disable-pip-version-check"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.lower().split()
+    environment.cache_clear()
+    assert list(environment()) == sorted(listed)
 
 
 def test_settings_hash_does_not_know_where_the_model_serves(settings: Settings) -> None:
