@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any, Protocol
@@ -136,8 +137,7 @@ def run_workers(
     least = group.workers if isinstance(group.workers, int) else group.workers[0]
     with _progress(label, steps, record) as queue:
         trainer = TorchTrainer(
-            worker,
-            train_loop_config={**config, "queue": queue},
+            partial(worker, {**config, "queue": queue}),  # Ray's controller would load a `train_loop_config`
             scaling_config=ScalingConfig(num_workers=group.workers, use_gpu=gpus >= least),
             run_config=RunConfig(
                 name=group.name,

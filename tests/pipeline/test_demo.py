@@ -230,7 +230,8 @@ def test_a_job_trains_the_same_and_its_result_is_pulled(workspace: Path, cluster
 
 
 def test_a_killed_training_goes_on_where_it_was(restored: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    edit(restored / "params.yaml", {"train.epochs": 6, "ray.storage": str(tmp_path / "ray")})
+    changes = {"train.epochs": 6, "train.workers": 1, "ray.storage": str(tmp_path / "ray")}
+    edit(restored / "params.yaml", changes)
     shutil.copytree(restored / "models", tmp_path / "models")
     command = [sys.executable, "-m", "pipelines.train"]
     try:
