@@ -31,9 +31,10 @@ OBJECT_STORE_BYTES = 512 * 2**20
 IN_PROCESS = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Environment of a Ray started in the process, which has no dashboard and one node.
 
-Ray Train asks the dashboard whether its controller lives. Without an address it would look for one, and a run wait for
-that for 12 s at its end; the cluster that takes jobs at an address from outside knows no such controller, and the run
-would lose its workers. So nothing listens there (9 is the port of `discard`). And nobody takes a node away.
+Ray Train asks the dashboard whether its controller lives. Without an address it would look for one, for which a run
+waits 12 s at its end; and the cluster that takes jobs, whose address the environment may hold, knows no such
+controller, which Ray takes for a dead one. So nothing listens there (9 is the port of `discard`). And nobody takes a
+node away.
 """
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-import sysconfig
-from importlib.metadata import distributions
 from pathlib import Path
 
 from masm.data.versions import push
+from masm.lineage import environment
 from tests.conftest import ROOT
 from tests.pipeline.workspace import edit, run
 
@@ -55,10 +54,8 @@ def make_repository(folder: Path) -> Path:
     (folder / "pipelines").mkdir()
     (folder / "pipelines" / "__init__.py").write_text("")
     (folder / "pipelines" / "train.py").write_text(STAGE)
-    # Its lock is this environment, whatever has been installed here since the project's was made; not sys.path, to
-    # which Ray and setuptools add packages of their own.
-    installed = distributions(path=[sysconfig.get_path("purelib")])
-    (folder / "requirements.lock").write_text("".join(f"{one.name}=={one.version}\n" for one in installed))
+    # Its lock is this environment, whatever has been installed here since the project's was made.
+    (folder / "requirements.lock").write_text("\n".join(environment()) + "\n")
     for name in ("pyproject.toml", ".gitignore"):
         shutil.copyfile(ROOT / name, folder / name)
     shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")

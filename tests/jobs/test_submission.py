@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -13,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -23,6 +21,7 @@ from masm import jobs
 from masm.errors import UserError
 from masm.jobs import submission
 from masm.settings import load_settings
+from tests.http_server import answering
 from tests.jobs.repository import make_repository
 from tests.pipeline.workspace import edit, run
 from tests.ports import free_port
@@ -83,22 +82,8 @@ def test_no_cluster_is_one_sentence_and_quick(quiet: None) -> None:
     ],
 )
 def test_another_ray_or_service_is_named(quiet: None, answer: dict[str, str], says: str) -> None:
-    class Server(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps(answer).encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        with pytest.raises(UserError, match=says):
-            jobs.connect(f"http://127.0.0.1:{server.server_port}")
-    finally:
-        server.shutdown()
+    with answering(answer) as (address, _), pytest.raises(UserError, match=says):
+        jobs.connect(address)
 
 
 def test_trials_share_gpus_and_workers_do_not() -> None:

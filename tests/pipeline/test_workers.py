@@ -10,7 +10,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +21,7 @@ from masm.cluster import connected
 from masm.errors import UserError
 from masm.settings import Ray
 from pipelines.workers import LIST, PAUSE, Group, Reporter, drop_cut, load_last, report, run_workers
+from tests.http_server import answering
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -73,24 +73,10 @@ def worker(config: dict[str, Any]) -> None:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What another cluster is asked, whose address for jobs is in the environment; it knows no actor of this one."""
-    asked: list[str] = []
     nothing = {"result": [], "total": 0, "num_after_truncation": 0, "num_filtered": 0, "warnings": []}
-
-    class Dashboard(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"result": True, "msg": "", "data": {"result": nothing}}).encode())
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Dashboard)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", f"http://127.0.0.1:{server.server_port}")
-    yield asked
-    server.shutdown()
+    with answering({"result": True, "msg": "", "data": {"result": nothing}}) as (address, asked):
+        monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+        yield asked
 
 
 def test_a_kill_in_mid_upload_leaves_the_former_checkpoint(tmp_path: Path, asked: list[str]) -> None:
