@@ -57,9 +57,7 @@ def open_experiment(settings: Mlflow) -> Experiment:
     MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR.set(False)  # one for each file
     with _alone(settings.tracking_uri):
         client = MlflowClient(settings.tracking_uri)
-        if (experiment := client.get_experiment_by_name(settings.experiment)) is not None:
-            return Experiment(client, experiment.experiment_id)
-        return Experiment(client, client.create_experiment(settings.experiment, _artifact_root(settings)))
+        return Experiment(client, _number(client, settings))
 
 
 def is_away(error: Exception) -> bool:
@@ -88,6 +86,17 @@ def _alone(uri: str) -> Iterator[None]:
     with open(path.with_name(f".{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _number(client: MlflowClient, settings: Mlflow) -> str:
+    """The experiment's number; that of another process, where both would make it at the same moment."""
+    if (experiment := client.get_experiment_by_name(settings.experiment)) is None:
+        try:
+            return client.create_experiment(settings.experiment, _artifact_root(settings))
+        except MlflowException:
+            if (experiment := client.get_experiment_by_name(settings.experiment)) is None:
+                raise
+    return experiment.experiment_id
 
 
 def _artifact_root(settings: Mlflow) -> str | None:

@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 
 from masm.settings import Mlflow
-from masm.tracking import Recorder, journal_path
+from masm.tracking import Recorder, journal_path, recorder
 
 KEY = "train-0123"
+GRACE = 120.0
+"""In place of the recorder's: on a busy machine the sender's imports take long."""
 
 
 def mlflow_at(uri: str) -> Mlflow:
@@ -23,25 +25,26 @@ def figures(epoch: int) -> dict[str, float]:
 
 def record(uri: str, root: Path, epochs: int, seconds: float) -> None:
     """An epoch in so many seconds; each epoch of a former try is recorded again, as after a lost checkpoint."""
-    with Recorder(mlflow_at(uri), journal_path(root, KEY)) as recorder:
-        recorder.start(KEY, "train", {"train": {"lr": 0.1}}, {"stage": "train"})
+    with Recorder(mlflow_at(uri), journal_path(root, KEY)) as recording:
+        recording.start(KEY, "train", {"train": {"lr": 0.1}}, {"stage": "train"})
         for epoch in range(1, epochs + 1):
             time.sleep(seconds)
-            recorder.log(KEY, figures(epoch), epoch)
-        recorder.finish(KEY)
+            recording.log(KEY, figures(epoch), epoch)
+        recording.finish(KEY)
 
 
 def record_without_room(uri: str, root: Path, until: int) -> None:
     """Four epochs; from the second on there is no room for a whole line, until one epoch begins."""
+    recorder.GRACE = GRACE
     journal = journal_path(root, KEY)
-    with Recorder(mlflow_at(uri), journal) as recorder:
-        recorder.start(KEY, "train", {"train": {"lr": 0.1}}, {"stage": "train"})
+    with Recorder(mlflow_at(uri), journal) as recording:
+        recording.start(KEY, "train", {"train": {"lr": 0.1}}, {"stage": "train"})
         for epoch in range(1, 5):
             if epoch == 2:
                 _limit(journal.stat().st_size + 20)
             if epoch == until:
                 _limit(resource.RLIM_INFINITY)
-            recorder.log(KEY, figures(epoch), epoch)
+            recording.log(KEY, figures(epoch), epoch)
             assert journal.read_bytes().endswith(b"\n")
 
 
