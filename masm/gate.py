@@ -228,6 +228,7 @@ def promote_version(
         return replace(verdict, reason=f"{verdict.reason}; made champion all the same: {forced}")
 
     def announce(verdict: Verdict) -> None:
+        _check_not(registry.champion(client, settings.mlflow.model), version)  # by another command, meanwhile
         told = noted(verdict)
         registry.log_decision(client, str(version.run_id), told, insert_verdict(page, told))
 
@@ -246,19 +247,36 @@ def _check_not(champion: ModelVersion | None, version: ModelVersion) -> None:
         raise UserError(f"{registry.label(version)} is champion already: name another version.")
 
 
+ROLLBACK = "rollback"
+"""The reason of such a promotion."""
+
+
 def roll_back(client: MlflowClient, settings: Settings, by: str) -> Version:
     """Make the former champion champion again, after its files were checked.
+
+    A rollback that was cut short before, and is settled now, or that another process makes at the same time, is the
+    one that was asked for: a second one would bring back what both get rid of.
 
     Raises:
         UserError: there is none, or files of it are damaged or gone.
     """
     name = settings.mlflow.model
+    known = registry.settled(client, name)
     while True:
         with registry.promoting(client, name):  # it may have to wait for, or to settle, what others began
+            if (row := _rolled_back(client, name, known)) is not None:
+                return row
             version = registry.former_champion(client, name)
         with registry.stored_detector(client, version), registry.promoting(client, name) as lock:
             if registry.former_champion(client, name).version == version.version:
-                return registry.move(lock, str(version.version), by, "rollback")
+                return registry.move(lock, str(version.version), by, ROLLBACK)
+
+
+def _rolled_back(client: MlflowClient, name: str, known: int) -> Version | None:
+    """The version that a rollback made champion, if one has come after `known` promotions."""
+    entries = [entry for entry in registry.trail(client, name)[known:] if entry.reason == ROLLBACK]
+    rows = {str(row.version): row for row in registry.list_versions(client, name)}
+    return rows.get(str(entries[-1].version)) if entries else None
 
 
 def compare_versions(client: MlflowClient, settings: Settings, a: ModelVersion, b: ModelVersion) -> list[Comparison]:

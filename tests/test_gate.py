@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 from click.testing import Result
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
 from typer.testing import CliRunner
 
 from masm import registry
@@ -174,6 +177,23 @@ def test_rollback_and_its_own_undoing(desk: Desk) -> None:
     check_whole(desk.client, desk.settings)
     assert desk.run("rollback").exit_code == 0
     assert desk.aliases() == {1: ("challenger",), 2: ("champion",)}
+    check_whole(desk.client, desk.settings)
+
+
+def test_two_rollbacks_at_once_are_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "INTERVAL", 0.01)
+    desk.register("plain", True)
+    desk.register("better", True)
+    check = registry.stored_detector
+
+    def while_another_does(client: MlflowClient, version: ModelVersion) -> AbstractContextManager[Path]:
+        monkeypatch.setattr(registry, "stored_detector", check)
+        assert desk.run("rollback").exit_code == 0
+        return check(client, version)
+
+    monkeypatch.setattr(registry, "stored_detector", while_another_does)
+    assert "version 1 is champion" in desk.run("rollback").stdout
+    assert desk.aliases() == {1: ("champion",), 2: ("challenger",)}
     check_whole(desk.client, desk.settings)
 
 

@@ -15,6 +15,7 @@ from masm.registry.promotions import (
     promoting,
     register,
     settle,
+    settled,
     show,
     trail,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "report_of",
     "resolve",
     "settle",
+    "settled",
     "show",
     "stored_detector",
     "trail",

@@ -76,6 +76,13 @@ def trail(client: MlflowClient, name: str) -> list[Promotion]:
     return [] if model is None else _entries(model)
 
 
+def settled(client: MlflowClient, name: str) -> int:
+    """How many promotions the trail has, without one that is under way or was cut short in the middle."""
+    under_way = {str(item.version) for item in versions_of(name) if PROMOTING in item.tags}
+    entries = trail(client, name)
+    return len(entries) - (bool(entries) and entries[-1].version in under_way)
+
+
 def _entries(model: RegisteredModel) -> list[Promotion]:
     texts = [value for key, value in model.tags.items() if ENTRY.fullmatch(key)]
     entries = [entry for entry in map(_parsed, texts) if entry is not None]

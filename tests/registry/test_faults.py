@@ -16,11 +16,12 @@ from mlflow import MlflowClient
 
 from masm import registry
 from masm.errors import UserError
+from masm.gate import roll_back
 from masm.registry import lock as locks
 from masm.settings import Settings, load_settings
 from tests.mlflow_server import Proxy, Server
 from tests.registry.contest import NAMES, check_outcome, compete, prepare
-from tests.registry.runs import Logged, check_whole, contestants, log, own_model, register
+from tests.registry.runs import Logged, aliases, check_whole, contestants, log, own_model, register
 from tests.serving.workspace import ROOT, make_workspace, own_address, tiny_detector, use_detector
 
 pytestmark = pytest.mark.slow
@@ -95,6 +96,31 @@ def test_server_lost_at_any_change_leaves_a_whole_champion(remote: Remote, monke
         check_whole(client, settings)
         assert len(registry.trail(client, settings.mlflow.model)) == int(champion.version)
         assert registry.champion(client, settings.mlflow.model).version == champion.version
+
+
+def test_a_rollback_that_is_cut_short_is_not_undone_by_the_next(
+    remote: Remote, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which the sentence asks for: MLflow is lost after the alias has moved, before and after that is entered."""
+    client, settings = champion_and_challenger(remote)
+    register(client, settings, remote.logged["best"], True)
+    remote.proxy.lose(None)
+    assert roll_back(client, settings, "test").version == 1
+    changes = list(remote.proxy.changes)
+    moved, entered = (
+        next(index for index, change in enumerate(changes) if change.endswith(f"registered-models/{what}"))
+        for what in ("alias", "set-tag")
+    )
+    cases = [(moved, True), (entered, False), (entered, True)]
+    monkeypatch.setattr(locks, "PATIENCE", 3)
+    for (number, reaches), version in zip(cases, (2, 1, 2), strict=True):
+        remote.proxy.lose(number, reaches)
+        with pytest.raises(UserError, match="run this again"), registry.answering(settings.mlflow):
+            roll_back(client, settings, "test")
+        remote.proxy.lose(None)
+        assert roll_back(client, settings, "test").version == version, changes[number]
+        assert aliases(client, settings) == {version: ("champion",), 3 - version: ("challenger",)}
+        check_whole(client, settings)
 
 
 def test_server_killed_in_the_middle_and_started_again(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
