@@ -1,15 +1,19 @@
-"""What lies under a storage path or URI: put, brought back, removed."""
+"""What lies under a storage path or URI: put, brought back, removed, and kept to one process."""
 
 from __future__ import annotations
 
 import errno
 import os
 import tarfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
+from filelock import FileLock, Timeout
 from pyarrow.fs import FileSystem, FileType
+
+from masm.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """The errors of a place that has no room."""
@@ -45,6 +49,26 @@ def discard(storage: str, name: str) -> None:
     filesystem, path = FileSystem.from_uri(storage)
     if filesystem.get_file_info(f"{path}/{name}").type is not FileType.NotFound:
         filesystem.delete_dir(f"{path}/{name}")
+
+
+@contextmanager
+def held(lock: str, taken: str) -> Iterator[None]:
+    """Hold a lock file; a process that dies lets go of it.
+
+    Raises:
+        UserError: another process holds it, which is said as `taken`, or it cannot be made.
+    """
+    try:
+        file = FileLock(lock, timeout=0).acquire()
+    except Timeout:
+        raise UserError(taken) from None
+    except OSError as error:
+        raise UserError(
+            f"the lock {lock} cannot be made ({error.strerror}): set ray.storage, or search.study.storage for a "
+            "study, to a place that can be written."
+        ) from None
+    with file:
+        yield
 
 
 def storage_full(storage: str, error: OSError) -> str:

@@ -31,7 +31,7 @@ from masm.pretraining import Pretrainer, PretrainRecipe, TermWeights
 from masm.settings import Pretrain, Settings, fingerprint
 from masm.storage import discard
 from pipelines import run_stage
-from pipelines.workers import Group, Reporter, load_last, replicate, report, run_workers
+from pipelines.workers import Group, Reporter, load_last, replicate, report, run_workers, sole_driver
 
 NAME = "vit_tiny_patch16_224"  # timm's; these arguments make of it a transformer for small images
 ARGUMENTS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "depth": 6, "global_pool": "avg", "fc_norm": False}
@@ -77,8 +77,8 @@ def main(settings: Settings, folder: Path = STARTER) -> None:
     name = f"pretrain-{fingerprint(settings.seed, chosen, digest, *made_by)}"
     stored = settings.root / "data" / "work" / "pretrain" / f"{_views_name(settings, digest)}.safetensors"
     views = _views(settings, photographs, stored)
-    with connected(settings.ray, cpus=chosen.workers):
-        group = Group(name, settings.ray.storage, chosen.workers, MAX_FAILURES)
+    group = Group(name, settings.ray.storage, chosen.workers, MAX_FAILURES)
+    with sole_driver(group), connected(settings.ray, cpus=chosen.workers):
         config = {"settings": settings, "views": ray.put(views)}  # workers on other machines have not this disk
         result = run_workers(worker, config, group, "pretrain", chosen.steps)
         trainer = make_pretrainer(settings, views)

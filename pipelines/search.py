@@ -36,6 +36,7 @@ from masm.search import (
     open_study,
     own_trials,
     sole_driver,
+    study_name,
     study_storage,
     trials_table,
 )
@@ -55,9 +56,9 @@ def main(settings: Settings) -> None:
     work = describe(settings)
     try:
         storage = study_storage(settings)
-        study = open_study(settings, storage, work)
-        with sole_driver(study, storage):
-            _drive(settings, study, storage, work)
+        name = study_name(settings, storage, work)
+        with sole_driver(name, storage):
+            _drive(settings, open_study(settings, storage, work, name), storage, work)
     except StorageInternalError:
         raise UserError(
             "the study storage does not answer any more: start it, and run the stage again; it goes on where it was."

@@ -33,7 +33,7 @@ from masm.training import Trainer
 from masm.validation import defined, predict
 from pipelines import run_stage
 from pipelines.shared_images import share, shared
-from pipelines.workers import Group, Reporter, load_last, replicate, report, run_workers
+from pipelines.workers import Group, Reporter, load_last, replicate, report, run_workers, sole_driver
 
 
 def main(settings: Settings) -> None:
@@ -44,19 +44,20 @@ def main(settings: Settings) -> None:
     name = work_name("train", settings, *sections, weights, asdict(found))
     frames = load_split(settings, "train"), load_split(settings, "val")
     trainer = make_trainer(settings, found, *frames)
-    with stage_recorder(settings, name) as recorder:
-        record = _start_run(settings, found, recorder, name)
-        with connected(settings.ray, cpus=settings.train.workers.least):
-            seen = share(frames, partial(fetch_data, settings))
-            config = {"settings": settings, "found": found, "frames": seen}
-            result = run_workers(worker, config, _group(settings, name), "train", trainer.steps, record)
-            load_last(result, trainer)
-        for line in trainer.history:  # a driver that died may have missed one
-            record(line)
-        trainer.load_best()
-        _write(settings, found, trainer, weights, name)
-    if in_checkout(settings.root):  # what a job leaves in the storage path is all that remains of it
-        discard(settings.ray.storage, name)
+    group = _group(settings, name)
+    with sole_driver(group):
+        with stage_recorder(settings, name) as recorder:
+            record = _start_run(settings, found, recorder, name)
+            with connected(settings.ray, cpus=settings.train.workers.least):
+                seen = share(frames, partial(fetch_data, settings))
+                config = {"settings": settings, "found": found, "frames": seen}
+                load_last(run_workers(worker, config, group, "train", trainer.steps, record), trainer)
+            for line in trainer.history:  # a driver that died may have missed one
+                record(line)
+            trainer.load_best()
+            _write(settings, found, trainer, weights, name)
+        if in_checkout(settings.root):  # what a job leaves in the storage path is all that remains of it
+            discard(settings.ray.storage, name)
 
 
 def fetch_data(settings: Settings) -> None:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from rich.progress import TaskID
 
 from masm.console import STDERR, Progress
 from masm.errors import UserError
-from masm.storage import FULL, discard, storage_full
+from masm.storage import FULL, discard, held, storage_full
 
 LIST = "checkpoint_manager_snapshot.json"
 """What Ray calls its list of a run's checkpoints."""
@@ -132,7 +132,7 @@ def run_workers(
     Raises:
         UserError: the mistake that a worker found, or the storage path is full.
     """
-    drop_cut(group.storage, group.name)
+    drop_broken(group.storage, group.name)
     gpus = ray.cluster_resources().get("GPU", 0)
     least = group.workers if isinstance(group.workers, int) else group.workers[0]
     with _progress(label, steps, record) as queue:
@@ -180,11 +180,23 @@ def load_last(result: ray.train.Result, trainer: Resumable) -> None:
         raise UserError("the last checkpoint of the workers was lost: run the stage again, and it is made anew.")
 
 
-def drop_cut(storage: str, name: str) -> None:
-    """Discard a run whose list of checkpoints was cut, which is said.
+def sole_driver(group: Group) -> AbstractContextManager[None]:
+    """Keep other stages off the work in progress of a group; in object storage they do not know of each other.
+
+    Raises:
+        UserError: another stage is at this work, as a job may be that nobody follows any more.
+    """
+    if "://" in group.storage:
+        return nullcontext()
+    taken = f"another stage is at this work, {group.name}: wait for its end, or stop it (`ray job stop` for a job)."
+    return held(f"{group.storage}/{group.name}.lock", taken)
+
+
+def drop_broken(storage: str, name: str) -> None:
+    """Discard a run whose list of checkpoints was cut, or names some that are gone, which is said.
 
     Ray writes the list in place: where the storage path was full in that moment, or the process died, it is no JSON
-    any more, and Ray would refuse to start for ever.
+    any more. One that died while it discarded the run left a part. Ray would refuse to start for ever.
     """
     filesystem, path = FileSystem.from_uri(storage)
     listed = f"{path}/{name}/{LIST}"
@@ -193,9 +205,13 @@ def drop_cut(storage: str, name: str) -> None:
     with filesystem.open_input_stream(listed) as file:
         content = file.read()
     try:
-        json.loads(content)
+        checkpoints = [kept["checkpoint_dir_name"] for kept in json.loads(content)["checkpoint_results"]]
+        found = filesystem.get_file_info([f"{path}/{name}/{checkpoint}" for checkpoint in checkpoints])
+        broken = "names some that are gone" if any(info.type is FileType.NotFound for info in found) else None
     except ValueError:
-        words = f"the list of the checkpoints, {listed}, was cut while it was written: this begins anew."
+        broken = "was cut while it was written"
+    if broken:
+        words = f"the list of the checkpoints, {listed}, {broken}: this begins anew."
         STDERR.print(words, markup=False, highlight=False, soft_wrap=True)
         discard(storage, name)
 

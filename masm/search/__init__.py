@@ -3,7 +3,7 @@
 from masm.search.results import chosen_trial, complete, epochs_table, front, trials_table
 from masm.search.sampling import make_sampler
 from masm.search.space import suggest
-from masm.search.study import SECOND_OBJECTIVE, Work, finish_study, open_study, sole_driver, study_storage
+from masm.search.study import SECOND_OBJECTIVE, Work, finish_study, open_study, sole_driver, study_name, study_storage
 from masm.search.trials import epochs_of, own_trials, record_epochs, unfinished
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "own_trials",
     "record_epochs",
     "sole_driver",
+    "study_name",
     "study_storage",
     "suggest",
     "trials_table",

@@ -6,24 +6,26 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import optuna
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from masm.errors import UserError
 from masm.search.sampling import make_sampler
 from masm.search.space import suggest
 from masm.search.trials import OF, own_trials
 from masm.settings import UNREADABLE, Role, Settings, fingerprint, secrets_of, study_url, without_secrets
+from masm.storage import held
 
 IDENTITY, DATA, FINISHED = "identity", "data", "finished"
 SECOND_OBJECTIVE = "search.second_objective"
@@ -85,13 +87,18 @@ def _make_folder(storage: str) -> None:
 
 
 def _connect(url: str) -> RDBStorage:
+    """Two searches that begin at once would make a database's tables twice: one waits for the other."""
     made = make_url(url)
-    file = made.database if made.get_backend_name() == "sqlite" else None
-    if file is None:
-        wait = {"connect_timeout": CONNECT_SECONDS} if made.get_backend_name() == "postgresql" else {}
-        return RDBStorage(url, engine_kwargs={"pool_pre_ping": True, "connect_args": wait})
-    with FileLock(f"{file}.lock"):  # two searches that begin at once would make its tables twice
-        return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    kind, lasting = made.get_backend_name(), {"pool_pre_ping": True}
+    if kind == "sqlite" and made.database is not None:
+        with FileLock(f"{made.database}.lock"):
+            return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
+    if kind == "postgresql":
+        wait = {"connect_timeout": CONNECT_SECONDS}
+        with create_engine(url, connect_args=wait, poolclass=NullPool).connect() as first:  # whose end frees the lock
+            first.execute(text("SELECT pg_advisory_lock(hashtext('masm: tables of studies'))"))
+            return RDBStorage(url, engine_kwargs={**lasting, "connect_args": wait})
+    return RDBStorage(url, engine_kwargs=lasting)
 
 
 def _reason(error: Exception, url: str) -> str:
@@ -106,17 +113,26 @@ def _reason(error: Exception, url: str) -> str:
     return line
 
 
-def open_study(settings: Settings, storage: RDBStorage, work: Work) -> optuna.Study:
-    """The study of a search: the one that was cut short, the one of `search.study.name`, or a new one.
+def study_name(settings: Settings, storage: RDBStorage, work: Work) -> str:
+    """That of a search's study: `search.study.name`, or that of the one that was cut short, or of a new one.
 
     One without a name of its own that has ended is left as it is, and the next gets a number: a search that is forced
     to run again does run again.
+    """
+    if settings.search.study.name is not None:
+        return settings.search.study.name
+    ended = {study.study_name for study in optuna.get_all_study_summaries(storage) if FINISHED in study.user_attrs}
+    numbered = (f"{work.name}-{number}" for number in count(2))
+    return next(name for name in chain([work.name], numbered) if name not in ended)
+
+
+def open_study(settings: Settings, storage: RDBStorage, work: Work, name: str) -> optuna.Study:
+    """The study of `study_name`; it is made where there is none. Its `sole_driver` does this.
 
     Raises:
         UserError: the study of this name was made with other settings or data, or there is nothing to start from.
     """
     objectives = ["maximize", "minimize"] if settings.search.second_objective else ["maximize"]
-    name = settings.search.study.name or _free_name(storage, work.name)
     taught = _earlier_trials(storage, name, settings, work)  # first: what is refused leaves no study of this name
     study = optuna.create_study(storage=storage, study_name=name, directions=objectives, load_if_exists=True)
     _check_identity(study, _fingerprints(work))
@@ -129,8 +145,8 @@ def open_study(settings: Settings, storage: RDBStorage, work: Work) -> optuna.St
 
 
 @contextmanager
-def sole_driver(study: optuna.Study, storage: RDBStorage) -> Iterator[None]:
-    """Keep other stages off a study: by a lock on a file beside SQLite's, or by one that PostgreSQL holds.
+def sole_driver(study: str, storage: RDBStorage) -> Iterator[None]:
+    """Keep other stages off the study of a name: by a lock on a file beside SQLite's, or by one that PostgreSQL holds.
 
     One that dies lets go of it. Of a study in another database stages do not know of each other.
 
@@ -140,22 +156,12 @@ def sole_driver(study: optuna.Study, storage: RDBStorage) -> Iterator[None]:
     url = storage.engine.url
     lock: AbstractContextManager[None]
     if url.get_backend_name() == "postgresql":
-        lock = _server_lock(storage.engine, study.study_name)
+        lock = _server_lock(storage.engine, study)
     elif url.get_backend_name() == "sqlite" and url.database:
-        lock = _file_lock(f"{url.database}.{study.study_name}.lock", study.study_name)
+        lock = held(f"{url.database}.{study}.lock", _driven(study))
     else:
         lock = nullcontext()
     with lock:
-        yield
-
-
-@contextmanager
-def _file_lock(path: str, study: str) -> Iterator[None]:
-    try:
-        held = FileLock(path, timeout=0).acquire()
-    except Timeout:
-        raise _driven(study) from None
-    with held:
         yield
 
 
@@ -168,23 +174,17 @@ def _server_lock(engine: Engine, study: str) -> Iterator[None]:
             connection.detach()  # it does not go back to the others, with the lock
             for option, value in KEEPALIVES.items():
                 connection.execute(text(f"SET tcp_keepalives_{option} = {value}"))
-            held = connection.scalar(text("SELECT pg_try_advisory_lock(hashtext(:study))"), {"study": study})
+            free = connection.scalar(text("SELECT pg_try_advisory_lock(hashtext(:study))"), {"study": study})
             connection.commit()
         except SQLAlchemyError as error:
             raise StorageInternalError(str(error)) from error  # as Optuna says it
-        if not held:
-            raise _driven(study)
+        if not free:
+            raise UserError(_driven(study))
         yield
 
 
-def _driven(study: str) -> UserError:
-    return UserError(f"another stage runs the study {study}: wait for its end, or set another search.study.name.")
-
-
-def _free_name(storage: RDBStorage, name: str) -> str:
-    """`name`, or that with the first number from 2 on under which no search has ended."""
-    ended = {study.study_name for study in optuna.get_all_study_summaries(storage) if FINISHED in study.user_attrs}
-    return name if name not in ended else next(free for n in count(2) if (free := f"{name}-{n}") not in ended)
+def _driven(study: str) -> str:
+    return f"another stage runs the study {study}: wait for its end, or set another search.study.name."
 
 
 def _fingerprints(work: Work) -> dict[str, str]:

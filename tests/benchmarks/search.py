@@ -123,7 +123,8 @@ class RecordedTrial(tune.Trainable):
 
 def measure_overhead(settings: Settings, recording: Recording) -> Figures:
     """Seconds that the stage's Tune set-up takes for each trial that costs nothing, from the start of its actors."""
-    study = open_study(settings, study_storage(settings), Work("bench", {}, {role: {} for role in get_args(Role)}))
+    work = Work("bench", {}, {role: {} for role in get_args(Role)})
+    study = open_study(settings, study_storage(settings), work, work.name)
     trainable = tune.with_parameters(RecordedTrial, recording=recording)
     recorder = Recorder(settings.mlflow, settings.root / "journal.jsonl")
     with connected(settings.ray, cpus=settings.search.concurrent), recorder:

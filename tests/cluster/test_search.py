@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -9,7 +10,8 @@ import pytest
 from optuna.storages import RDBStorage
 
 from masm.errors import UserError
-from masm.search import sole_driver
+from masm.search import sole_driver, study_storage
+from masm.settings import load_settings
 from tests.cluster.ray_cluster import Cluster
 from tests.cluster.services import Database
 from tests.pipeline.workspace import edit
@@ -30,14 +32,23 @@ SELECT number, step FROM trial_intermediate_values JOIN trials USING (trial_id) 
 
 def test_a_study_has_one_driver(database: Database) -> None:
     here, there = (RDBStorage(database.url("study")) for _ in range(2))
-    study, other = (optuna.create_study(storage=here, study_name=name) for name in ("driven", "another"))
-    with sole_driver(study, here):
-        with pytest.raises(UserError, match="another stage runs the study driven"), sole_driver(study, there):
+    with sole_driver("driven", here):
+        with pytest.raises(UserError, match="another stage runs the study driven"), sole_driver("driven", there):
             pass
-        with sole_driver(other, there):
+        with sole_driver("another", there):
             pass
-    with sole_driver(study, there):  # the first has ended
+    with sole_driver("driven", there):  # the first has ended
         pass
+
+
+def test_searches_that_begin_at_once_make_the_tables_once(
+    database: Database, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.query("postgres", "CREATE DATABASE fresh")
+    monkeypatch.setenv("MASM_STUDY_STORAGE", database.url("fresh"))
+    with ThreadPoolExecutor(4) as pool:
+        storages = list(pool.map(study_storage, [load_settings(workspace / "params.yaml")] * 4))
+    assert [optuna.get_all_study_names(storage) for storage in storages] == [[]] * 4
 
 
 def test_no_trial_is_lost_or_doubled(cluster: Cluster, workspace: Path, database: Database) -> None:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,13 +24,23 @@ import ray.train
 from masm.cluster import connected
 from masm.errors import UserError
 from masm.settings import Ray
-from pipelines.workers import LIST, PAUSE, Group, Reporter, drop_cut, load_last, report, run_workers
+from pipelines.workers import LIST, PAUSE, Group, Reporter, drop_broken, load_last, report, run_workers, sole_driver
 from tests.http_server import answering
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 BYTES = 400_000_000
 """Of a checkpoint: enough that its upload takes a moment."""
+
+
+HOLD = """
+import sys
+from pipelines.workers import Group, sole_driver
+with sole_driver(Group("train-1", sys.argv[1], 1, 0)):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+"""Another stage at this work, until its input ends."""
 
 
 def save(folder: Path, epoch: int) -> None:
@@ -70,6 +84,14 @@ def worker(config: dict[str, Any]) -> None:
             time.sleep(60)  # whoever is not killed waits for the end of the group
 
 
+def check_broken(storage: Path, name: str) -> None:
+    """A run is kept with all checkpoints that Ray's list names, and begun anew without the last of them."""
+    drop_broken(str(storage), name)
+    shutil.rmtree(max((storage / name).glob("checkpoint_2*")))
+    drop_broken(str(storage), name)
+    assert not (storage / name).exists()
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What another cluster is asked, whose address for jobs is in the environment; it knows no actor of this one."""
@@ -89,6 +111,7 @@ def test_a_kill_in_mid_upload_leaves_the_former_checkpoint(tmp_path: Path, asked
         with result.checkpoint.as_directory() as folder:
             assert json.loads(Path(folder, "b-progress.json").read_text()) == 3
             assert Path(folder, "a-weights").stat().st_size == BYTES
+    check_broken(tmp_path / "ray", "killed")
     first, second = map(json.loads, attempts.read_text().splitlines())
     assert first == {"from": 0, "whole": True, "world": workers}
     assert second == {"from": 1, "whole": True, "world": workers}
@@ -114,10 +137,10 @@ def test_a_run_whose_list_of_checkpoints_was_cut_begins_anew(
     run = tmp_path / "train-1"
     run.mkdir()
     (run / LIST).write_text(content)
-    drop_cut(str(tmp_path), "train-1")
+    drop_broken(str(tmp_path), "train-1")
     assert run.exists() == kept
     assert ("begins anew" in capsys.readouterr().err) != kept
-    drop_cut(str(tmp_path), "train-2")  # of which nothing is there
+    drop_broken(str(tmp_path), "train-2")  # of which nothing is there
 
 
 def test_progress_is_told_some_times_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,3 +165,25 @@ def test_a_training_whose_last_checkpoint_is_lost_is_not_taken_for_finished(tmp_
     (tmp_path / "epoch").write_text("2")
     with pytest.raises(UserError, match="the last checkpoint of the workers was lost: run the stage again"):
         load_last(result, training)
+
+
+def test_one_stage_is_at_a_work_at_a_time(tmp_path: Path) -> None:
+    """What it holds another process lets go of when it is killed."""
+    group = Group("train-1", str(tmp_path / "ray"), 1, 0)
+    command = [sys.executable, "-c", HOLD, group.storage]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another stage is at this work, train-1"), sole_driver(group):
+            pass
+        with sole_driver(replace(group, name="train-2")):
+            pass
+        other.kill()
+    with sole_driver(group):
+        pass
+
+
+def test_a_lock_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be made"), sole_driver(Group("train-1", str(tmp_path / "file"), 1, 0)):
+        pass

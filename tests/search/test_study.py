@@ -25,6 +25,7 @@ from masm.search import (
     own_trials,
     record_epochs,
     sole_driver,
+    study_name,
     study_storage,
     suggest,
     trials_table,
@@ -60,7 +61,8 @@ def settings_of(folder: Path, **changes: Any) -> Settings:
 
 
 def opened(settings: Settings, work: Work = WORK) -> optuna.Study:
-    return open_study(settings, study_storage(settings), work)
+    storage = study_storage(settings)
+    return open_study(settings, storage, work, study_name(settings, storage, work))
 
 
 def ask(study: optuna.Study, settings: Settings) -> tuple[optuna.Trial, dict[str, Any]]:
@@ -145,12 +147,11 @@ def test_a_study_of_other_settings_is_refused(tmp_path: Path) -> None:
 
 def test_two_stages_do_not_run_one_study(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
-    study, storage = opened(settings), study_storage(settings)
+    study, storage = opened(settings).study_name, study_storage(settings)
     with sole_driver(study, storage):
-        with pytest.raises(UserError, match=f"another stage runs the study {WORK.name}"), sole_driver(study, storage):
+        with pytest.raises(UserError, match=f"another stage runs the study {study}"), sole_driver(study, storage):
             pass
-        other = opened(settings_of(tmp_path, search__study={"name": "mine"}))
-        with sole_driver(other, storage):
+        with sole_driver("mine", storage):
             pass
     with sole_driver(study, storage):  # the first has ended
         pass
