@@ -28,6 +28,8 @@ WATCH_SECONDS = 5.0
 """Between looks at the nodes of a cluster while a stage runs on it."""
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray started in the process: enough for the frames of the demo, small enough for a laptop."""
+TOO_SLOW = "timed out during startup"
+"""What Ray says of itself then."""
 IN_PROCESS = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Environment of a Ray started in the process, which has no dashboard and one node.
 
@@ -59,14 +61,7 @@ def connected(settings: Ray, cpus: int, whole_gpus: bool = True) -> Iterator[Non
     quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if settings.address is None:
-            with _environment(IN_PROCESS):  # Ray's processes inherit it
-                ray.init(
-                    address="local",
-                    num_cpus=max(cpus, os.cpu_count() or 1),
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    **quiet,
-                )
+            _start(cpus, quiet)
             yield
         else:
             _join(settings.address, quiet)
@@ -75,6 +70,19 @@ def connected(settings: Ray, cpus: int, whole_gpus: bool = True) -> Iterator[Non
                 yield
     finally:
         ray.shutdown()
+
+
+def _start(cpus: int, options: dict[str, Any]) -> None:
+    """Start a Ray in the process; once more where a busy machine did not bring it up in the 30 s that Ray gives it."""
+    own = {"num_cpus": max(cpus, os.cpu_count() or 1), "object_store_memory": OBJECT_STORE_BYTES}
+    with _environment(IN_PROCESS):  # Ray's processes inherit it
+        try:
+            ray.init(address="local", include_dashboard=False, **own, **options)
+        except Exception as error:
+            if TOO_SLOW not in str(error):
+                raise
+            ray.shutdown()
+            ray.init(address="local", include_dashboard=False, **own, **options)
 
 
 @contextmanager
@@ -198,10 +206,13 @@ def _await_room(cpus: int, wait_seconds: float, whole_gpus: bool) -> None:
     if lack(cpus, nodes) and wait_seconds:
         _say(f"{lack(cpus, nodes)}: waiting up to {wait_seconds:g} s for more (ray.wait_seconds)")
         deadline = time.monotonic() + wait_seconds
-        with _requested(cpus):
+        try:
             while lack(cpus, nodes) and time.monotonic() < deadline:
+                request_resources(bundles=[{"CPU": 1}] * cpus)  # again: a cluster keeps the last of all drivers'
                 time.sleep(1)
                 nodes = _nodes()
+        finally:  # or it outlives its driver
+            request_resources(num_cpus=0)
     if missing := lack(cpus, nodes):
         raise UserError(
             f"{missing}: add nodes, lower train.workers, search.concurrent or evaluate.workers, or set "
@@ -210,16 +221,6 @@ def _await_room(cpus: int, wait_seconds: float, whole_gpus: bool) -> None:
     free = int(ray.available_resources().get("CPU", 0))
     if free < cpus:
         _say(f"waiting for {cpus} CPUs: {free} of {room(nodes)} are free, other work has the rest")
-
-
-@contextmanager
-def _requested(cpus: int) -> Iterator[None]:
-    """Have an autoscaler start nodes for all workers at once; a request that is not withdrawn outlives its driver."""
-    request_resources(bundles=[{"CPU": 1}] * cpus)
-    try:
-        yield
-    finally:
-        request_resources(num_cpus=0)
 
 
 @contextmanager

@@ -5,6 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# On a machine that others use, too, an example may take any time; and what fails once fails again.
+settings.register_profile("masm", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("masm")
 
 ROOT = Path(__file__).resolve().parent.parent
 

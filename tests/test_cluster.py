@@ -16,6 +16,7 @@ from masm import cluster
 from masm.cluster import connected, gpu_share, lack, lone_gpus, room
 from masm.errors import UserError
 from masm.settings import Ray
+from tests.waiting import wait_for
 
 
 def at(address: str, wait_seconds: float = 0) -> Ray:
@@ -98,10 +99,17 @@ def test_a_lost_head_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.02)
     monkeypatch.setattr(cluster, "_nodes", lost)
+    said = ""
+
+    def words() -> str:
+        nonlocal said
+        said += capsys.readouterr().err
+        return said
+
     with cluster._watched(2):
+        wait_for("the line", lambda: words().endswith("\n"), pause=0.02)
         time.sleep(0.2)
-    said = capsys.readouterr().err
-    assert said.count("the Ray cluster's head does not answer (System error: GCS is gone)") == 1
+    assert words().count("the Ray cluster's head does not answer (System error: GCS is gone)") == 1
     assert "Traceback" not in said
 
 
@@ -140,10 +148,13 @@ class TestOnTwoNodes:
         said = ""
         with connected(at(two_nodes.address), cpus=2):
             two_nodes.remove_node(two_nodes.list_all_nodes()[-1])
-            deadline = time.monotonic() + 30
-            while "as nodes were lost" not in said and time.monotonic() < deadline:
-                time.sleep(0.2)
+
+            def words() -> str:
+                nonlocal said
                 said += capsys.readouterr().err
+                return said
+
+            wait_for("the line", lambda: "as nodes were lost" in words())
         assert (
             "2 worker(s) of one CPU each are needed, the Ray cluster has 1 node(s) with 1 CPUs, as nodes were lost"
             in said

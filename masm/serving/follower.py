@@ -141,9 +141,9 @@ class Follower:
             served = load(self._client, version, self._settings)
         except Exception as error:  # noqa: BLE001  # whatever is wrong with a new version, the old one goes on
             reason = str(error) or type(error).__name__
-            self.refusal = Refusal(str(version.version), reason, time.monotonic() + AGAIN)
             logger.error(f"{version.name} version {version.version} is refused: {reason}")
-            self._observer.refused(self.refusal.version, reason)
+            self._observer.refused(str(version.version), reason)
+            self.refusal = Refusal(str(version.version), reason, time.monotonic() + AGAIN)
             return
         self.current, self.refusal = served, None
         logger.info(f"{version.name} version {version.version} serves")

@@ -32,8 +32,6 @@ from tests.serving.workspace import SIZE, moved_detector, own_address
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.ray]
 PATIENCE = 60
 PROFILE = CropProfile("cascade", SIZE, 1.3, None, frames=8)
-FOLLOWED = 10
-"""Seconds within which a version answers that was made champion."""
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +183,7 @@ def test_service_and_page_follow_the_champion_of_mlflows_page(
 ) -> None:
     assert health(address)["model"]["version"] == "1"
     make_champion(browser, settings, "2")
-    service.eventually(lambda: health(address)["model"]["version"] == "2", FOLLOWED)
+    service.eventually(lambda: health(address)["model"]["version"] == "2")
     browser.get(address)
     WebDriverWait(browser, PATIENCE).until(lambda page: text(page, "model").endswith("version 2"))
     choose(browser, photograph, "result")

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,9 @@ from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from tests.infra.manifests import INFRA, read
 from tests.infra.metrics import check, exposed, expressions, series
 from tests.ports import free_port
-from tests.serving.service import eventually, make_registry
+from tests.serving.service import make_registry
 from tests.serving.workspace import ROOT, own_address, random_crop, tiny_detector
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 KEY, TOKEN = "open sesame", "t" * 40
@@ -58,8 +58,8 @@ def dashboard(params: Path, ports: dict[str, int]) -> Iterator[httpx.Client]:
     )
     address = f"http://127.0.0.1:{ports['dashboard-port']}"
     try:
-        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=30) as client:
-            eventually(lambda: _status(client, APPLICATIONS) == 200, 120)
+        with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=300) as client:
+            wait_for("Ray's dashboard", lambda: _status(client, APPLICATIONS) == 200, process=head)
             yield client
     finally:  # `ray stop` would end every Ray of this machine; told to end, these wait 30 s for each other
         os.killpg(head.pid, signal.SIGKILL)
@@ -83,9 +83,9 @@ def service(dashboard: httpx.Client, params: Path) -> Iterator[httpx.Client]:
     assert dashboard.put(APPLICATIONS, json=config).status_code == 200
     key = {"Authorization": f"Bearer {KEY}"}
     with httpx.Client(
-        base_url=f"http://127.0.0.1:{config['http_options']['port']}", headers=key, timeout=30
+        base_url=f"http://127.0.0.1:{config['http_options']['port']}", headers=key, timeout=300
     ) as client:
-        eventually(lambda: _status(client, "/healthz") == 200, 120)
+        wait_for("the service", lambda: _status(client, "/healthz") == 200)
         yield client
 
 
@@ -117,12 +117,12 @@ def test_ray_and_the_service_give_what_is_asked_of_them(service: httpx.Client, p
     asked = {one for expression in expressions() for one in series(expression)}
     wanted = [one for one in asked if one.name.startswith(("ray_", "masm_"))]
 
-    def found() -> dict[str, set[str]]:
-        ray = httpx.get(f"http://127.0.0.1:{ports['metrics-export-port']}/metrics").text
-        return gpus | exposed(ray) | exposed(service.get("/metrics").text)
+    def found() -> dict[str, set[str]] | None:
+        """All of it: Ray's nodes report every few seconds, the counts when a request has been answered."""
+        ray = httpx.get(f"http://127.0.0.1:{ports['metrics-export-port']}/metrics", timeout=60).text
+        shown = gpus | exposed(ray) | exposed(service.get("/metrics").text)
+        return shown if {one.name for one in wanted} <= set(shown) else None
 
-    end = time.monotonic() + 60  # Ray's nodes report every few seconds, the counts when a request has been answered
-    while time.monotonic() < end and {one.name for one in wanted} - set(found()):
-        time.sleep(1)
+    shown = wait_for("all that is asked for", found, pause=1)
     for one in wanted:
-        check(one, found())
+        check(one, shown)

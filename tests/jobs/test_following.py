@@ -20,7 +20,7 @@ ENDED = {"type": "SUBMISSION", "submission_id": "x", "entrypoint": "e", "status"
 
 
 class Silent:
-    """A job server whose log stops after its first line.
+    """A job server whose log stops after its first line; then the job has ended.
 
     Attributes:
         address: of it.
@@ -29,7 +29,7 @@ class Silent:
     """
 
     def __init__(self) -> None:
-        self.looks, self.status = 100, 200
+        self.looks, self.status, self._told = 100, 200, False
         self._loop = asyncio.new_event_loop()
         ready: threading.Event = threading.Event()
         threading.Thread(target=self._run, args=(ready,), daemon=True).start()
@@ -59,7 +59,8 @@ class Silent:
         self.looks -= 1
         if self.looks < 0:
             await asyncio.sleep(600)
-        return web.json_response(ENDED, status=self.status)
+        state = {} if self._told else {"status": "RUNNING", "driver_exit_code": None}
+        return web.json_response({**ENDED, **state}, status=self.status)
 
     async def _submit(self, _: web.Request) -> web.Response:
         return web.Response(status=504, text="gateway timeout")
@@ -68,6 +69,7 @@ class Silent:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         await socket.send_str("first line\n")
+        self._told = True
         await asyncio.sleep(600)
         return socket
 
@@ -80,8 +82,7 @@ class Silent:
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Silent]:
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")  # gone after the test, as connect() sets it
     monkeypatch.setattr(following, "LOOK_SECONDS", 0.5)
-    monkeypatch.setattr(following, "END_SECONDS", 0.5)
-    monkeypatch.setattr(client, "ANSWER_SECONDS", 2)
+    monkeypatch.setattr(following, "END_SECONDS", 2)
     server = Silent()
     yield server
     server.stop()
@@ -96,7 +97,10 @@ def test_the_end_of_a_job_ends_its_log(silent: Silent, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("looks", [0, 1])
-def test_a_server_that_answers_no_more_is_a_lost_connection(silent: Silent, looks: int) -> None:
+def test_a_server_that_answers_no_more_is_a_lost_connection(
+    silent: Silent, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 2)
     silent.looks = looks
     with pytest.raises(UserError, match=r"was lost .*timed out.*; the job, if it runs, goes on; follow it: masm"):
         jobs.follow(jobs.Submitted("x", silent.address), lambda text: None)

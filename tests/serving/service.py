@@ -115,7 +115,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
     raise AssertionError(f"masm serve was not ready within {START} s")
 
 
-def eventually(holds: Any, seconds: float = 20.0) -> None:
+def eventually(holds: Any, seconds: float = 300.0) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not holds():

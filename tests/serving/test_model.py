@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -37,6 +36,7 @@ from masm.serving.scorer import Scorer
 from masm.settings import Settings
 from pipelines import promote
 from tests.data.videos import decode_all, numbered, scene, write_video
+from tests.ports import free_port
 from tests.serving.workspace import (
     DECISIONS,
     PROFILE,
@@ -326,9 +326,7 @@ def _environment(settings: Settings) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_mlflow_serves_the_champion(settings: Settings, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = ["-m", "mlflow", "models", "serve", "-m", champion_uri(settings), "-p", str(port)]
     server = subprocess.Popen(
         [sys.executable, *command, "--env-manager", "local"],
@@ -369,8 +367,8 @@ def test_mlflow_serves_the_champion(settings: Settings, tmp_path: Path) -> None:
             assert caught.value.code == 400
         assert _post(f"http://127.0.0.1:{port}/invocations", {"inputs": [{"image": image}]})["predictions"]
     finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(30)
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def _post(address: str, body: dict[str, Any]) -> dict[str, Any]:

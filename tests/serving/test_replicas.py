@@ -30,8 +30,8 @@ def test_replicas_share_limits_and_follow_together(tmp_path_factory: pytest.Temp
             tmp_path_factory.mktemp("replicas"), tiny_detector(1), tiny_detector(2), replicas=2, requests_per_minute=5
         )
         with started(settings, {"MASM_API_KEY": KEY}) as address:
-            _check_rate_limit(address)
             eventually(lambda: _versions(address) == ["1", "1"])
+            _check_rate_limit(address)
             set_champion(settings, "2")
             eventually(lambda: _versions(address) == ["2", "2"])
         _check_refusals(settings)
