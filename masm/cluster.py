@@ -9,11 +9,12 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import ray
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import AuthenticationError, RayError
@@ -75,13 +76,16 @@ def connected(settings: Ray, cpus: int, whole_gpus: bool = True) -> Iterator[Non
 def _start(cpus: int, options: dict[str, Any]) -> None:
     """Start a Ray in the process; once more where a busy machine did not bring it up in the 30 s that Ray gives it."""
     own = {"num_cpus": max(cpus, os.cpu_count() or 1), "object_store_memory": OBJECT_STORE_BYTES}
+    others = set(psutil.Process().children(recursive=True))
     with _environment(IN_PROCESS):  # Ray's processes inherit it
         try:
             ray.init(address="local", include_dashboard=False, **own, **options)
         except Exception as error:
             if TOO_SLOW not in str(error):
                 raise
-            ray.shutdown()
+            for process in set(psutil.Process().children(recursive=True)) - others:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()  # Ray leaves them to run, beside those of the next
             ray.init(address="local", include_dashboard=False, **own, **options)
 
 

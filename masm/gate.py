@@ -275,8 +275,10 @@ def roll_back(client: MlflowClient, settings: Settings, by: str) -> Version:
 def _rolled_back(client: MlflowClient, name: str, known: int) -> Version | None:
     """The version that a rollback made champion, if one has come after `known` promotions."""
     entries = [entry for entry in registry.trail(client, name)[known:] if entry.reason == ROLLBACK]
+    if not entries:
+        return None
     rows = {str(row.version): row for row in registry.list_versions(client, name)}
-    return rows.get(str(entries[-1].version)) if entries else None
+    return rows.get(str(entries[-1].version))
 
 
 def compare_versions(client: MlflowClient, settings: Settings, a: ModelVersion, b: ModelVersion) -> list[Comparison]:

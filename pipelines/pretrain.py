@@ -29,9 +29,8 @@ from masm.data.views import DRAWN_VIEWS, Viewing, Views, digest_of, drawn_people
 from masm.objective import ALONE, Place
 from masm.pretraining import Pretrainer, PretrainRecipe, TermWeights
 from masm.settings import Pretrain, Settings, fingerprint
-from masm.storage import discard
 from pipelines import run_stage
-from pipelines.workers import Group, Reporter, load_last, replicate, report, run_workers, sole_driver
+from pipelines.workers import Group, Reporter, discard_run, load_last, replicate, report, run_workers, sole_driver
 
 NAME = "vit_tiny_patch16_224"  # timm's; these arguments make of it a transformer for small images
 ARGUMENTS: dict[str, Any] = {"img_size": 64, "patch_size": 8, "depth": 6, "global_pool": "avg", "fc_norm": False}
@@ -76,20 +75,21 @@ def main(settings: Settings, folder: Path = STARTER) -> None:
     made_by = (NAME, ARGUMENTS, _detector_digest(settings), code_digest(PACKAGE))
     name = f"pretrain-{fingerprint(settings.seed, chosen, digest, *made_by)}"
     stored = settings.root / "data" / "work" / "pretrain" / f"{_views_name(settings, digest)}.safetensors"
-    views = _views(settings, photographs, stored)
     group = Group(name, settings.ray.storage, chosen.workers, MAX_FAILURES)
-    with sole_driver(group), connected(settings.ray, cpus=chosen.workers):
-        config = {"settings": settings, "views": ray.put(views)}  # workers on other machines have not this disk
-        result = run_workers(worker, config, group, "pretrain", chosen.steps)
-        trainer = make_pretrainer(settings, views)
-        load_last(result, trainer)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {key: value.contiguous() for key, value in trainer.model.encoder.state_dict().items()}
-    save_file(weights, folder / "model.safetensors")
-    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
-    write_card(_card(settings, trainer, _saw(settings, views, photographs, digest)), folder)
-    stored.unlink()
-    discard(settings.ray.storage, name)
+    with sole_driver(group):
+        views = _views(settings, photographs, stored)
+        with connected(settings.ray, cpus=chosen.workers):
+            config = {"settings": settings, "views": ray.put(views)}  # workers on other machines have not this disk
+            result = run_workers(worker, config, group, "pretrain", chosen.steps)
+            trainer = make_pretrainer(settings, views)
+            load_last(result, trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {key: value.contiguous() for key, value in trainer.model.encoder.state_dict().items()}
+        save_file(weights, folder / "model.safetensors")
+        (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for its owner alone
+        write_card(_card(settings, trainer, _saw(settings, views, photographs, digest)), folder)
+        stored.unlink()
+        discard_run(settings.ray.storage, name)
 
 
 def write_card(card: dict[str, Any], folder: Path) -> None:

@@ -27,13 +27,12 @@ from masm.lineage import lineage
 from masm.objective import ALONE, Place
 from masm.probe import fit_probe
 from masm.settings import Settings
-from masm.storage import discard
 from masm.tracking import Recorder, stage_recorder
 from masm.training import Trainer
 from masm.validation import defined, predict
 from pipelines import run_stage
 from pipelines.shared_images import share, shared
-from pipelines.workers import Group, Reporter, load_last, replicate, report, run_workers, sole_driver
+from pipelines.workers import Group, Reporter, discard_run, load_last, replicate, report, run_workers, sole_driver
 
 
 def main(settings: Settings) -> None:
@@ -57,7 +56,7 @@ def main(settings: Settings) -> None:
             trainer.load_best()
             _write(settings, found, trainer, weights, name)
         if in_checkout(settings.root):  # what a job leaves in the storage path is all that remains of it
-            discard(settings.ray.storage, name)
+            discard_run(settings.ray.storage, name)
 
 
 def fetch_data(settings: Settings) -> None:

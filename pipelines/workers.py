@@ -132,7 +132,7 @@ def run_workers(
     Raises:
         UserError: the mistake that a worker found, or the storage path is full.
     """
-    drop_broken(group.storage, group.name)
+    drop_cut(group.storage, group.name)
     gpus = ray.cluster_resources().get("GPU", 0)
     least = group.workers if isinstance(group.workers, int) else group.workers[0]
     with _progress(label, steps, record) as queue:
@@ -189,14 +189,22 @@ def sole_driver(group: Group) -> AbstractContextManager[None]:
     if "://" in group.storage:
         return nullcontext()
     taken = f"another stage is at this work, {group.name}: wait for its end, or stop it (`ray job stop` for a job)."
-    return held(f"{group.storage}/{group.name}.lock", taken)
+    return held(f"{group.storage}/.{group.name}.lock", taken)
 
 
-def drop_broken(storage: str, name: str) -> None:
-    """Discard a run whose list of checkpoints was cut, or names some that are gone, which is said.
+def discard_run(storage: str, name: str) -> None:
+    """Remove a finished run: first its list of checkpoints, so that Ray takes nothing of what a kill would leave."""
+    filesystem, path = FileSystem.from_uri(storage)
+    if filesystem.get_file_info(f"{path}/{name}/{LIST}").type is not FileType.NotFound:
+        filesystem.delete_file(f"{path}/{name}/{LIST}")
+    discard(storage, name)
+
+
+def drop_cut(storage: str, name: str) -> None:
+    """Discard a run whose list of checkpoints was cut, which is said.
 
     Ray writes the list in place: where the storage path was full in that moment, or the process died, it is no JSON
-    any more. One that died while it discarded the run left a part. Ray would refuse to start for ever.
+    any more, and Ray would refuse to start for ever.
     """
     filesystem, path = FileSystem.from_uri(storage)
     listed = f"{path}/{name}/{LIST}"
@@ -205,15 +213,11 @@ def drop_broken(storage: str, name: str) -> None:
     with filesystem.open_input_stream(listed) as file:
         content = file.read()
     try:
-        checkpoints = [kept["checkpoint_dir_name"] for kept in json.loads(content)["checkpoint_results"]]
-        found = filesystem.get_file_info([f"{path}/{name}/{checkpoint}" for checkpoint in checkpoints])
-        broken = "names some that are gone" if any(info.type is FileType.NotFound for info in found) else None
+        json.loads(content)
     except ValueError:
-        broken = "was cut while it was written"
-    if broken:
-        words = f"the list of the checkpoints, {listed}, {broken}: this begins anew."
+        words = f"the list of the checkpoints, {listed}, was cut while it was written: this begins anew."
         STDERR.print(words, markup=False, highlight=False, soft_wrap=True)
-        discard(storage, name)
+        discard_run(storage, name)
 
 
 def _causes(error: TrainingFailedError | OSError) -> list[Exception]:

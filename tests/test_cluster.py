@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import ray
@@ -19,7 +22,7 @@ from masm.settings import Ray
 from tests.waiting import wait_for
 
 
-def at(address: str, wait_seconds: float = 0) -> Ray:
+def at(address: str | None, wait_seconds: float = 0) -> Ray:
     return Ray(address=address, storage="/nowhere", wait_seconds=wait_seconds)
 
 
@@ -91,6 +94,28 @@ def test_a_request_for_nodes_ends_with_the_wait(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(KeyboardInterrupt):
         cluster._await_room(2, wait_seconds=60, whole_gpus=True)
     assert asked == [{"bundles": [{"CPU": 1}] * 2}, {"num_cpus": 0}]
+
+
+@pytest.mark.parametrize(("words", "again"), [(f"The current node {cluster.TOO_SLOW}.", True), ("no such", False)])
+def test_ray_that_does_not_come_up_in_its_time_gets_a_second_try(
+    monkeypatch: pytest.MonkeyPatch, words: str, again: bool
+) -> None:
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def begin(**_: object) -> None:
+        begun.append(subprocess.Popen(["sleep", "600"]))
+        if len(begun) == 1:
+            raise Exception(words)  # as Ray does
+
+    monkeypatch.setattr(cluster.ray, "init", begin)
+    try:
+        with nullcontext() if again else pytest.raises(Exception, match=words), connected(at(None), cpus=1):
+            assert begun[0].wait(60) == -signal.SIGKILL  # nothing is left of the first
+            assert begun[1].poll() is None
+        assert len(begun) == 1 + again
+    finally:
+        for process in begun:
+            process.kill()
 
 
 def test_a_lost_head_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

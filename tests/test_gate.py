@@ -180,6 +180,24 @@ def test_rollback_and_its_own_undoing(desk: Desk) -> None:
     check_whole(desk.client, desk.settings)
 
 
+def test_what_another_made_champion_meanwhile_keeps_its_report(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    desk.register("plain", True)
+    desk.register("better", False)
+    report_of = registry.report_of
+
+    def while_another_promotes(version: ModelVersion) -> str:
+        monkeypatch.setattr(registry, "report_of", report_of)
+        assert desk.run("promote", "2").exit_code == 0
+        return report_of(version)
+
+    monkeypatch.setattr(registry, "report_of", while_another_promotes)
+    ended = desk.run("promote", "2").exception
+    assert isinstance(ended, UserError)
+    assert "version 2 is champion already" in str(ended)
+    run = desk.logged["better"].run.run_id
+    assert mlflow.artifacts.load_dict(f"runs:/{run}/decision.json")["verdict"] == "promoted"
+
+
 def test_two_rollbacks_at_once_are_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "INTERVAL", 0.01)
     desk.register("plain", True)

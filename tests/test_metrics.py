@@ -172,7 +172,7 @@ def test_a_draw_that_loses_a_class_is_undefined() -> None:
     assert areas[1] == 1
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(2, 40), st.integers(0, 1000))
 def test_resampling_weights_are_draws_with_replacement(clusters: int, seed: int) -> None:
     weights = resampling_weights(clusters, 400, np.random.default_rng((seed,)))

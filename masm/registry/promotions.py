@@ -78,8 +78,8 @@ def trail(client: MlflowClient, name: str) -> list[Promotion]:
 
 def settled(client: MlflowClient, name: str) -> int:
     """How many promotions the trail has, without one that is under way or was cut short in the middle."""
+    entries = trail(client, name)  # first: one that ends between the two looks is no former one
     under_way = {str(item.version) for item in versions_of(name) if PROMOTING in item.tags}
-    entries = trail(client, name)
     return len(entries) - (bool(entries) and entries[-1].version in under_way)
 
 

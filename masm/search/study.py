@@ -33,6 +33,8 @@ SECOND_OBJECTIVE = "search.second_objective"
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)
 CONNECT_SECONDS = 15
 """That a database has to answer, before it is said that it does not."""
+TABLES_SECONDS = 60
+"""That another search may take to make a database's tables."""
 KEEPALIVES = {"idle": 30, "interval": 10, "count": 3}
 """Seconds after which, between which, and how often PostgreSQL asks a driver that says nothing whether it lives."""
 
@@ -95,8 +97,9 @@ def _connect(url: str) -> RDBStorage:
             return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
     if kind == "postgresql":
         wait = {"connect_timeout": CONNECT_SECONDS}
-        with create_engine(url, connect_args=wait, poolclass=NullPool).connect() as first:  # whose end frees the lock
-            first.execute(text("SELECT pg_advisory_lock(hashtext('masm: tables of studies'))"))
+        with create_engine(url, connect_args=wait, poolclass=NullPool).begin() as first:  # whose end frees the lock
+            first.execute(text(f"SET LOCAL lock_timeout = '{TABLES_SECONDS}s'"))
+            first.execute(text("SELECT pg_advisory_xact_lock(hashtext('masm: tables of studies'))"))
             return RDBStorage(url, engine_kwargs={**lasting, "connect_args": wait})
     return RDBStorage(url, engine_kwargs=lasting)
 

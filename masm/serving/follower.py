@@ -142,7 +142,7 @@ class Follower:
         except Exception as error:  # noqa: BLE001  # whatever is wrong with a new version, the old one goes on
             reason = str(error) or type(error).__name__
             logger.error(f"{version.name} version {version.version} is refused: {reason}")
-            self._observer.refused(str(version.version), reason)
+            self._observer.refused(str(version.version), reason)  # first: whoever sees the refusal finds it counted
             self.refusal = Refusal(str(version.version), reason, time.monotonic() + AGAIN)
             return
         self.current, self.refusal = served, None

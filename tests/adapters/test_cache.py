@@ -25,7 +25,7 @@ def entry(folder: Path) -> Path:
     return path
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     m=st.integers(2, 90),
     n=st.integers(2, 90),

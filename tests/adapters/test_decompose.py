@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from masm.adapters.decompose import artifact_order, split
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     m=st.integers(1, 20),
     n=st.integers(1, 20),

@@ -69,7 +69,7 @@ CASES = [(orthogonality, dense_orthogonality), (spectral_consistency, dense_spec
 
 
 @pytest.mark.parametrize(("thin", "dense"), CASES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     shape=st.one_of(st.sampled_from(SHAPES), st.tuples(st.integers(6, 16), st.integers(6, 16))),
     group=st.tuples(st.integers(1, 3), st.integers(1, 2)),

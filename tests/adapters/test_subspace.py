@@ -28,7 +28,7 @@ def double_factors(layer: SubspaceLinear) -> list[tuple[Tensor, Tensor, Tensor]]
     ]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=shapes, group=groups, grouping=groupings, seed=st.integers(0, 100))
 def test_starts_as_the_plain_layer(shape: tuple[int, int], group: tuple[int, int], grouping: str, seed: int) -> None:
     linear = random_linear(*shape, seed=seed)
@@ -37,7 +37,7 @@ def test_starts_as_the_plain_layer(shape: tuple[int, int], group: tuple[int, int
     assert relative_error(layer(x), linear(x)) < 1e-5
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     shape=shapes,
     group=groups,
@@ -70,7 +70,7 @@ def test_forward_and_gradients_are_those_of_the_rebuilt_weight(
             assert relative_error(found.double(), reference.grad) < 10 * tolerance
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=shapes, group=groups, grouping=groupings, seed=st.integers(0, 100))
 def test_merged_layer_is_plain_and_computes_the_same(
     shape: tuple[int, int], group: tuple[int, int], grouping: str, seed: int

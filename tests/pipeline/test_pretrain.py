@@ -14,8 +14,8 @@ from masm.backbones import build_backbone
 from masm.data.views import Views
 from masm.errors import UserError
 from masm.settings import Settings, load_settings
-from masm.storage import discard
 from pipelines import pretrain
+from pipelines.workers import discard_run
 from tests.conftest import ROOT
 from tests.pipeline.workspace import edit
 
@@ -64,7 +64,7 @@ def test_a_run_that_failed_goes_on_and_leaves_weights_and_card(
 
     def discarded(*arguments: str) -> None:
         kept.update(checkpoints())
-        discard(*arguments)
+        discard_run(*arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(pretrain, "_card", killed)
@@ -75,7 +75,7 @@ def test_a_run_that_failed_goes_on_and_leaves_weights_and_card(
     left = checkpoints()
     assert left
     monkeypatch.setattr(pretrain, "make_views", no_more)
-    monkeypatch.setattr(pretrain, "discard", discarded)
+    monkeypatch.setattr(pretrain, "discard_run", discarded)
     pretrain.main(settings, tmp_path / "starter")
     assert kept == left
     assert [path.name for path in views.iterdir()] == ["of-another-run.safetensors"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +23,18 @@ import ray.train
 from masm.cluster import connected
 from masm.errors import UserError
 from masm.settings import Ray
-from pipelines.workers import LIST, PAUSE, Group, Reporter, drop_broken, load_last, report, run_workers, sole_driver
+from pipelines.workers import (
+    LIST,
+    PAUSE,
+    Group,
+    Reporter,
+    discard_run,
+    drop_cut,
+    load_last,
+    report,
+    run_workers,
+    sole_driver,
+)
 from tests.http_server import answering
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -84,14 +94,6 @@ def worker(config: dict[str, Any]) -> None:
             time.sleep(60)  # whoever is not killed waits for the end of the group
 
 
-def check_broken(storage: Path, name: str) -> None:
-    """A run is kept with all checkpoints that Ray's list names, and begun anew without the last of them."""
-    drop_broken(str(storage), name)
-    shutil.rmtree(max((storage / name).glob("checkpoint_2*")))
-    drop_broken(str(storage), name)
-    assert not (storage / name).exists()
-
-
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What another cluster is asked, whose address for jobs is in the environment; it knows no actor of this one."""
@@ -111,7 +113,6 @@ def test_a_kill_in_mid_upload_leaves_the_former_checkpoint(tmp_path: Path, asked
         with result.checkpoint.as_directory() as folder:
             assert json.loads(Path(folder, "b-progress.json").read_text()) == 3
             assert Path(folder, "a-weights").stat().st_size == BYTES
-    check_broken(tmp_path / "ray", "killed")
     first, second = map(json.loads, attempts.read_text().splitlines())
     assert first == {"from": 0, "whole": True, "world": workers}
     assert second == {"from": 1, "whole": True, "world": workers}
@@ -137,10 +138,10 @@ def test_a_run_whose_list_of_checkpoints_was_cut_begins_anew(
     run = tmp_path / "train-1"
     run.mkdir()
     (run / LIST).write_text(content)
-    drop_broken(str(tmp_path), "train-1")
+    drop_cut(str(tmp_path), "train-1")
     assert run.exists() == kept
     assert ("begins anew" in capsys.readouterr().err) != kept
-    drop_broken(str(tmp_path), "train-2")  # of which nothing is there
+    drop_cut(str(tmp_path), "train-2")  # of which nothing is there
 
 
 def test_progress_is_told_some_times_a_second_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,3 +188,19 @@ def test_a_lock_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be made"), sole_driver(Group("train-1", str(tmp_path / "file"), 1, 0)):
         pass
+
+
+def test_a_run_whose_discarding_was_cut_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(storage: str, name: str) -> None:
+        raise KeyboardInterrupt
+
+    for file in (LIST, "checkpoint_1/weights"):
+        (tmp_path / "train-1" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "train-1" / file).write_text("{}")
+    with monkeypatch.context() as killing:
+        killing.setattr("pipelines.workers.discard", killed)
+        with pytest.raises(KeyboardInterrupt):
+            discard_run(str(tmp_path), "train-1")
+    assert [path.name for path in (tmp_path / "train-1").iterdir()] == ["checkpoint_1"]
+    discard_run(str(tmp_path), "train-1")
+    assert not (tmp_path / "train-1").exists()

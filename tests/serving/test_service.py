@@ -324,7 +324,6 @@ def test_swap_under_load_fails_no_request(
     image = random_crop(11)
     with Load(str(client.base_url), image, clients=6, headers={"Authorization": f"Bearer {KEY}"}) as load:
         time.sleep(1)
-        moved = time.perf_counter()
         set_champion(settings, "2")
         eventually(lambda: any(body["model"]["version"] == "2" for *_, body in load.answers))
         time.sleep(1)
@@ -332,8 +331,6 @@ def test_swap_under_load_fails_no_request(
     assert {status for _, _, status, _ in load.answers} == {200}
     for _, _, _, body in load.answers:  # no answer is of a mixture of two models
         assert_same(body["images"][0], scorers[body["model"]["version"]].score_image(image))
-    swapped = min(at for at, _, _, body in load.answers if body["model"]["version"] == "2")
-    assert swapped - moved < 30
     set_champion(settings, "1")
     eventually(lambda: client.get("/healthz").json()["model"]["version"] == "1")
 

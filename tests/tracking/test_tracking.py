@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
-from statistics import median
 
 import pytest
 from mlflow import MlflowClient
@@ -153,7 +152,7 @@ def test_server_stopped_and_started_again_in_the_middle(server: Server, mlflow: 
             recorder.log(KEY, figures(epoch), epoch)
             waits.append(time.perf_counter() - began)
             time.sleep(0.1)
-    assert median(waits[10:20]) < 1  # a stage never waits for the server, whose connections take seconds to fail
+    assert sorted(waits)[-2] < 1  # a stage never waits for the server, whose connections take seconds to fail
     check_whole(mlflow, 30)
     assert unsent(tmp_path) == []
 
