@@ -30,7 +30,7 @@ WATCH_SECONDS = 5.0
 OBJECT_STORE_BYTES = 512 * 2**20
 """Of a Ray started in the process: enough for the frames of the demo, small enough for a laptop."""
 TOO_SLOW = "timed out during startup"
-"""What Ray says of itself then."""
+"""Part of what Ray says where it was not up in the 30 s that it gives itself."""
 IN_PROCESS = {"RAY_API_SERVER_ADDRESS": "http://127.0.0.1:9", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 """Environment of a Ray started in the process, which has no dashboard and one node.
 

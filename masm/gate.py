@@ -42,6 +42,8 @@ from masm.settings import Settings
 
 Basis = dict[str, str | None]
 """What scores must have in common to be compared: the tags of the protocol and of the test datasets' tables."""
+ROLLBACK = "rollback"
+"""The reason, in the trail, of a promotion that goes back to the former champion."""
 
 
 def decide(
@@ -245,10 +247,6 @@ def promote_version(
 def _check_not(champion: ModelVersion | None, version: ModelVersion) -> None:
     if _number(champion) == str(version.version):
         raise UserError(f"{registry.label(version)} is champion already: name another version.")
-
-
-ROLLBACK = "rollback"
-"""The reason of such a promotion."""
 
 
 def roll_back(client: MlflowClient, settings: Settings, by: str) -> Version:

@@ -28,6 +28,7 @@ from tests.data.videos import scene, write_video
 from tests.ports import free_port
 from tests.serving import service
 from tests.serving.workspace import SIZE, moved_detector, own_address
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.ray]
 PATIENCE = 60
@@ -183,7 +184,7 @@ def test_service_and_page_follow_the_champion_of_mlflows_page(
 ) -> None:
     assert health(address)["model"]["version"] == "1"
     make_champion(browser, settings, "2")
-    service.eventually(lambda: health(address)["model"]["version"] == "2")
+    wait_for("the service to follow", lambda: health(address)["model"]["version"] == "2")
     browser.get(address)
     WebDriverWait(browser, PATIENCE).until(lambda page: text(page, "model").endswith("version 2"))
     choose(browser, photograph, "result")
@@ -195,9 +196,9 @@ def test_service_and_page_follow_the_champion_of_mlflows_page(
 def test_promotion_on_mlflows_page_is_on_record(settings: Settings) -> None:
     """After the test above; the service enters it."""
     client, name = registry.connect(settings.mlflow), settings.mlflow.model
-    service.eventually(lambda: "promoted_by" in client.get_model_version(name, "2").tags)
+    wait_for("the promotion's entry", lambda: "promoted_by" in client.get_model_version(name, "2").tags)
     assert "outside" in client.get_model_version(name, "2").tags["promoted_by"]
-    service.eventually(lambda: "previous_champion" in client.get_model_version(name, "1").tags)
+    wait_for("the former champion's mark", lambda: "previous_champion" in client.get_model_version(name, "1").tags)
     assert registry.former_champion(client, name).version == "1"
 
 

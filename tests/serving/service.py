@@ -115,14 +115,6 @@ def _wait_until_ready(process: subprocess.Popen[bytes], address: str) -> None:
     raise AssertionError(f"masm serve was not ready within {START} s")
 
 
-def eventually(holds: Any, seconds: float = 300.0) -> None:
-    """Wait until a condition holds."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"not within {seconds:g} s"
-        time.sleep(0.1)
-
-
 @dataclass
 class Load:
     """Clients that send one image after the other, each as soon as it has its answer, until the context ends.

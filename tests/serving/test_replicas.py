@@ -8,8 +8,9 @@ import pytest
 from masm.errors import UserError
 from masm.serving.app import running, warn_of_strangers
 from masm.settings import Serving
-from tests.serving.service import configure, eventually, make_registry, set_champion, started
+from tests.serving.service import configure, make_registry, set_champion, started
 from tests.serving.workspace import own_address, random_crop, tiny_detector
+from tests.waiting import wait_for
 
 KEY = "open sesame"
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -30,10 +31,10 @@ def test_replicas_share_limits_and_follow_together(tmp_path_factory: pytest.Temp
             tmp_path_factory.mktemp("replicas"), tiny_detector(1), tiny_detector(2), replicas=2, requests_per_minute=5
         )
         with started(settings, {"MASM_API_KEY": KEY}) as address:
-            eventually(lambda: _versions(address) == ["1", "1"])
+            wait_for("both replicas", lambda: _versions(address) == ["1", "1"])
             _check_rate_limit(address)
             set_champion(settings, "2")
-            eventually(lambda: _versions(address) == ["2", "2"])
+            wait_for("both replicas' swap", lambda: _versions(address) == ["2", "2"])
         _check_refusals(settings)
 
 

@@ -25,8 +25,9 @@ from masm.serving.results import ImageResult
 from masm.serving.scorer import Scorer
 from masm.settings import Settings
 from tests.data.videos import write_video
-from tests.serving.service import Load, eventually, make_registry, set_champion, started
+from tests.serving.service import Load, make_registry, set_champion, started
 from tests.serving.workspace import SIZE, own_address, random_crop, tiny_detector
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 KEY = "open sesame"
@@ -280,12 +281,12 @@ def test_metrics_count_what_was_asked(client: httpx.Client) -> None:
     def grew(name: str, by: float) -> bool:
         return figures(client).get(name, 0) - before.get(name, 0) == by
 
-    eventually(lambda: grew("masm_requests_total path=/score status=200", 3))
-    eventually(lambda: grew("masm_requests_total path=/score status=422", 1))
-    eventually(lambda: grew("masm_requests_total path=other status=404", 1))
-    eventually(lambda: grew("masm_request_seconds_count path=/score", 4))
-    eventually(lambda: grew("masm_images_total outcome=unusable", 1))
-    eventually(lambda: grew("masm_faces_total", 3))
+    wait_for("the scored requests", lambda: grew("masm_requests_total path=/score status=200", 3))
+    wait_for("the request without an image", lambda: grew("masm_requests_total path=/score status=422", 1))
+    wait_for("the request elsewhere", lambda: grew("masm_requests_total path=other status=404", 1))
+    wait_for("the requests' seconds", lambda: grew("masm_request_seconds_count path=/score", 4))
+    wait_for("the unusable image", lambda: grew("masm_images_total outcome=unusable", 1))
+    wait_for("the faces", lambda: grew("masm_faces_total", 3))
     assert figures(client)["masm_model_info version=1"] == 1
 
 
@@ -325,14 +326,14 @@ def test_swap_under_load_fails_no_request(
     with Load(str(client.base_url), image, clients=6, headers={"Authorization": f"Bearer {KEY}"}) as load:
         time.sleep(1)
         set_champion(settings, "2")
-        eventually(lambda: any(body["model"]["version"] == "2" for *_, body in load.answers))
+        wait_for("the swap", lambda: any(body["model"]["version"] == "2" for *_, body in load.answers))
         time.sleep(1)
     assert not load.failures
     assert {status for _, _, status, _ in load.answers} == {200}
     for _, _, _, body in load.answers:  # no answer is of a mixture of two models
         assert_same(body["images"][0], scorers[body["model"]["version"]].score_image(image))
     set_champion(settings, "1")
-    eventually(lambda: client.get("/healthz").json()["model"]["version"] == "1")
+    wait_for("the former version", lambda: client.get("/healthz").json()["model"]["version"] == "1")
 
 
 def test_a_damaged_version_is_refused_and_the_old_one_goes_on(client: httpx.Client, settings: Settings) -> None:
@@ -344,7 +345,7 @@ def test_a_damaged_version_is_refused_and_the_old_one_goes_on(client: httpx.Clie
     data[-1] ^= 1
     weights.write_bytes(data)
     set_champion(settings, "3")
-    eventually(lambda: client.get("/healthz").json()["refused"] is not None)
+    wait_for("the refusal", lambda: client.get("/healthz").json()["refused"] is not None)
     state = client.get("/healthz").json()
     assert state["ready"]
     assert state["model"]["version"] == "1"
@@ -353,15 +354,15 @@ def test_a_damaged_version_is_refused_and_the_old_one_goes_on(client: httpx.Clie
     assert post_image(client, random_crop(1)).json()["model"]["version"] == "1"
     assert figures(client)["masm_swaps_total result=refused"] == 1
     set_champion(settings, "1")
-    eventually(lambda: client.get("/healthz").json()["refused"] is None)
+    wait_for("the refusal's end", lambda: client.get("/healthz").json()["refused"] is None)
 
 
 def test_without_an_answer_of_the_registry_the_model_goes_on(client: httpx.Client, settings: Settings) -> None:
     registry.connect(settings.mlflow).delete_registered_model_alias(settings.mlflow.model, "champion")
-    eventually(lambda: "there is no models:/" in client.get("/healthz").json()["registry"])
+    wait_for("the version to be missed", lambda: "there is no models:/" in client.get("/healthz").json()["registry"])
     assert post_image(client, random_crop(1)).json()["model"]["version"] == "1"
     set_champion(settings, "1")
-    eventually(lambda: client.get("/healthz").json()["registry"] == "ok")
+    wait_for("the version to be found", lambda: client.get("/healthz").json()["registry"] == "ok")
 
 
 def _own_processes(title: str) -> list[psutil.Process]:
@@ -380,4 +381,4 @@ def test_lost_counts_end_nothing(client: httpx.Client, settings: Settings) -> No
     for _ in range(5):
         assert post_image(client, random_crop(1)).status_code == 200
     assert client.get("/metrics").status_code == 200
-    eventually(lambda: list(client.get("/healthz").json()["replicas"].values()) == ["1"])
+    wait_for("the replica's report", lambda: list(client.get("/healthz").json()["replicas"].values()) == ["1"])
